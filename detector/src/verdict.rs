@@ -1,0 +1,229 @@
+//! Whose code is this, and whose code was written?
+//!
+//! Pure functions from facts of one VM exit and a registry [`View`] to a
+//! verdict. Called in root mode, in the exit itself: constant time apart from
+//! binary searches, no allocation, no lock, no panic. They own nothing.
+//!
+//! "RIP lies in a module" is only the first of four questions, because a rootkit
+//! can sit in a driver's data, in a section that was thrown away, in a frame that
+//! was slipped under a module's address, or in a module's altered code. Each
+//! question is a function of its own; [`Questions`] says which are asked, and the
+//! first that fails names the kind.
+
+use crate::event::{Event, Flags, Kind, NO_INDEX};
+use crate::registry::{AddressHit, FrameHit, View};
+
+bitflags::bitflags! {
+    /// Which questions are asked of a fetch.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Questions: u8 {
+        /// Is the address in a module?
+        const MODULE = 1 << 0;
+        /// In a section that is executable and still live?
+        const SECTION = 1 << 1;
+        /// At the frame where the loader put it?
+        const FRAME = 1 << 2;
+        /// With the content that it was registered with?
+        const CONTENT = 1 << 3;
+    }
+}
+
+/// Whether a page still has the bytes that it was registered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// Nobody looked.
+    Unknown,
+    /// It has.
+    Same,
+    /// It has not.
+    Changed,
+}
+
+/// A fetch from a page without execute right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FetchFacts {
+    /// Where the instruction starts.
+    pub rip: u64,
+    /// The linear address that faulted: in the next page if the instruction
+    /// crosses into it. Equal to `rip` if the processor did not report one.
+    pub gla: u64,
+    /// The guest-physical address that faulted.
+    pub gpa: u64,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// IA-32e mode is active (EFER.LMA), whatever the code segment's width: a
+    /// 32-bit segment in ring 0 is no way round the verdict.
+    pub long_mode: bool,
+    /// User and supervisor execute rights are separate.
+    pub mbec: bool,
+    /// What the caller knows of the page's content.
+    pub content: Content,
+    /// What to ask.
+    pub questions: Questions,
+}
+
+/// What to do about a fetch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FetchVerdict {
+    /// Grant silently.
+    Allow,
+    /// Record an event of this kind, then grant.
+    Report(Kind),
+}
+
+/// Cores start in real mode, from a page below 1 MiB (Intel SDM,
+/// "MP Initialization"); nothing else runs there without paging.
+const START_UP_END: u64 = 0x10_0000;
+
+/// Judges a fetch.
+#[must_use]
+pub fn fetch(view: &View<'_>, facts: &FetchFacts) -> FetchVerdict {
+    // Ring 3 is not our business: with MBEC it never faults, without it the
+    // gap is shown in the status instead of guessed at here.
+    let user = facts.cpl == 3;
+    let start_up = !facts.long_mode && facts.gpa < START_UP_END;
+    if user || start_up {
+        return FetchVerdict::Allow;
+    }
+    let at_rip = view.by_address(facts.rip);
+    let at_gla = if facts.gla == facts.rip {
+        at_rip
+    } else {
+        view.by_address(facts.gla)
+    };
+    match first_failure(view, facts, at_rip, at_gla) {
+        Some(kind) => FetchVerdict::Report(kind),
+        None => FetchVerdict::Allow,
+    }
+}
+
+fn first_failure(
+    view: &View<'_>,
+    facts: &FetchFacts,
+    at_rip: Option<AddressHit>,
+    at_gla: Option<AddressHit>,
+) -> Option<Kind> {
+    let asked = |question| facts.questions.contains(question);
+    if asked(Questions::MODULE) {
+        if let Some(kind) = not_in_module(at_rip).or(not_in_module(at_gla)) {
+            return Some(kind);
+        }
+    }
+    if asked(Questions::SECTION) {
+        if let Some(kind) = not_live_code(at_rip).or(not_live_code(at_gla)) {
+            return Some(kind);
+        }
+    }
+    if asked(Questions::FRAME) {
+        if let Some(kind) = wrong_frame(view, at_gla, facts.gpa) {
+            return Some(kind);
+        }
+    }
+    if asked(Questions::CONTENT) {
+        return wrong_content(facts.content);
+    }
+    None
+}
+
+fn not_in_module(hit: Option<AddressHit>) -> Option<Kind> {
+    hit.is_none().then_some(Kind::UnbackedExecution)
+}
+
+fn not_live_code(hit: Option<AddressHit>) -> Option<Kind> {
+    let hit = hit?;
+    if !hit.executable {
+        Some(Kind::NonexecSectionExecution)
+    } else if !hit.live {
+        Some(Kind::DiscardedSectionExecution)
+    } else {
+        None
+    }
+}
+
+/// A page that the loader had not made resident when the snapshot was built has
+/// no frame there: nothing is known against it. A frame that belongs to another
+/// page of a module is known to be wrong.
+fn wrong_frame(view: &View<'_>, hit: Option<AddressHit>, gpa: u64) -> Option<Kind> {
+    let hit = hit?;
+    let pfn = gpa >> 12;
+    let known = view.frame_of(hit.section?, hit.offset);
+    let right = match known {
+        Some(expected) => expected == pfn,
+        None => view.by_frame(pfn).is_none(),
+    };
+    (!right).then_some(Kind::RemappedExecution)
+}
+
+fn wrong_content(content: Content) -> Option<Kind> {
+    (content == Content::Changed).then_some(Kind::ModifiedCodeExecution)
+}
+
+/// A write to a page without write right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteFacts {
+    /// The instruction that writes.
+    pub rip: u64,
+    /// The guest-physical address that faulted.
+    pub gpa: u64,
+    /// The instruction lies in the page that it writes.
+    pub own_page: bool,
+}
+
+/// What was written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteVerdict {
+    /// A page that is no module's code (any more): grant silently.
+    NotCode,
+    /// Live executable code of a module.
+    ModuleCode(FrameHit),
+    /// A page in no module, by an instruction in that page.
+    OwnPage,
+}
+
+impl WriteVerdict {
+    /// The kind to report, if any.
+    #[must_use]
+    pub const fn kind(self) -> Option<Kind> {
+        match self {
+            WriteVerdict::NotCode => None,
+            WriteVerdict::ModuleCode(_) => Some(Kind::ModuleCodeWrite),
+            WriteVerdict::OwnPage => Some(Kind::SelfModifyingPage),
+        }
+    }
+}
+
+/// Judges a write, by frame: the address that the writer used may be any alias.
+#[must_use]
+pub fn write(view: &View<'_>, facts: &WriteFacts) -> WriteVerdict {
+    match view.by_frame(facts.gpa >> 12) {
+        Some(hit) => WriteVerdict::ModuleCode(hit),
+        None if facts.own_page => WriteVerdict::OwnPage,
+        None => WriteVerdict::NotCode,
+    }
+}
+
+/// Puts the registry's hints about actor (by RIP) and victim (by frame for a
+/// write, by linear address otherwise) and the snapshot's generation into an
+/// event.
+pub fn annotate(view: &View<'_>, event: &mut Event) {
+    event.generation = view.generation();
+    let actor = view.by_address(event.rip);
+    event.actor_module = actor.map_or(NO_INDEX, |hit| hit.module);
+    event.actor_section = actor.and_then(|hit| hit.section).unwrap_or(NO_INDEX);
+    let in_page = u32::try_from(event.gpa & 0xfff).unwrap_or(0);
+    let by_frame = view.by_frame(event.gpa >> 12);
+    let victim = by_frame
+        .map(|hit| (hit.module, hit.section, hit.rva | in_page))
+        .or_else(|| {
+            let known = event.flags().contains(Flags::GLA);
+            let hit = view.by_address(event.gla).filter(|_| known)?;
+            Some((hit.module, hit.section.unwrap_or(NO_INDEX), hit.offset))
+        });
+    let (module, section, rva) = victim.unwrap_or((NO_INDEX, NO_INDEX, 0));
+    event.victim_module = module;
+    event.victim_section = section;
+    event.victim_rva = rva;
+}
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests;
