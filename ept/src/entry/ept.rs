@@ -1,0 +1,108 @@
+//! Intel's entries: Intel SDM volume 3, "EPT Translation Mechanism", tables
+//! "Format of an EPT PML4 Entry" to "Format of an EPT Page-Table Entry", and
+//! "Extended-Page-Table Pointer".
+//!
+//! IPAT stays 0 so that the guest's own PAT keeps working. The accessed and
+//! dirty flags are off: with them on, the guest's page-table *reads* would
+//! count as writes. The software note uses bits that are ignored under the
+//! controls this hypervisor runs with: 11, 52-56, 59 and 62 always; 57 and 58
+//! as guest-paging verification and paging-write control are never enabled; 63
+//! as EPT-violation #VE is never enabled.
+
+use super::{ADDRESS, Access, Decoded, LARGE, NestedEntry, Soft, SoftLayout, frame, leaf_size};
+use crate::addr::{Hpa, PageSize};
+use crate::memtype::MemoryType;
+
+const READ: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const EXEC: u64 = 1 << 2;
+const EXEC_USER: u64 = 1 << 10;
+const TYPE_SHIFT: u32 = 3;
+
+const SOFT: SoftLayout = SoftLayout {
+    state_low: 11,
+    state_high: 62,
+    code: 63,
+};
+
+/// Intel's extended page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EptFormat {
+    /// Mode-based execute control is on: bit 2 is for supervisor-mode linear
+    /// addresses, bit 10 for user-mode ones.
+    pub mbec: bool,
+}
+
+impl NestedEntry for EptFormat {
+    fn table(&self, hpa: Hpa) -> u64 {
+        let user = if self.mbec { EXEC_USER } else { 0 };
+        frame(hpa, PageSize::Size4K) | READ | WRITE | EXEC | user
+    }
+
+    fn leaf(&self, hpa: Hpa, size: PageSize, access: Access, mt: MemoryType, soft: Soft) -> u64 {
+        let access = access.legal();
+        let mut rights = 0;
+        if access.contains(Access::READ) {
+            rights |= READ;
+        }
+        if access.contains(Access::WRITE) {
+            rights |= WRITE;
+        }
+        if access.contains(Access::EXEC_KERNEL) {
+            rights |= EXEC;
+        }
+        if self.mbec && access.contains(Access::EXEC_USER) {
+            rights |= EXEC_USER;
+        }
+        if rights == 0 {
+            return 0;
+        }
+        let large = if matches!(size, PageSize::Size4K) {
+            0
+        } else {
+            LARGE
+        };
+        frame(hpa, size) | rights | large | (u64::from(mt.bits()) << TYPE_SHIFT) | SOFT.pack(soft)
+    }
+
+    fn decode(&self, raw: u64, level: u8) -> Decoded {
+        let present = READ | WRITE | EXEC | if self.mbec { EXEC_USER } else { 0 };
+        if raw & present == 0 {
+            return Decoded::Absent;
+        }
+        let Some(size) = leaf_size(raw, level) else {
+            return Decoded::Table(Hpa::new(raw & ADDRESS));
+        };
+        let mut access = Access::empty();
+        access.set(Access::READ, raw & READ != 0);
+        access.set(Access::WRITE, raw & WRITE != 0);
+        access.set(Access::EXEC_KERNEL, raw & EXEC != 0);
+        let user = if self.mbec { EXEC_USER } else { EXEC };
+        access.set(Access::EXEC_USER, raw & user != 0);
+        Decoded::Leaf {
+            hpa: Hpa::new(raw & ADDRESS).align_down(size),
+            size,
+            access,
+            mt: MemoryType::from_bits((raw >> TYPE_SHIFT & 7) as u8).unwrap_or(MemoryType::Uc),
+            soft: SOFT.unpack(raw),
+        }
+    }
+
+    fn separates_user_fetches(&self) -> bool {
+        self.mbec
+    }
+
+    fn has_memory_types(&self) -> bool {
+        true
+    }
+}
+
+/// The EPT pointer for a four-level table at `root`: walks are write-back
+/// cached; `ad` turns on the accessed and dirty flags. Intel SDM volume 3,
+/// "Extended-Page-Table Pointer".
+#[must_use]
+pub const fn eptp(root: Hpa, ad: bool) -> u64 {
+    const WRITE_BACK: u64 = 6;
+    const WALK_LENGTH_MINUS_ONE: u64 = 3 << 3;
+    (root.as_u64() & ADDRESS) | WRITE_BACK | WALK_LENGTH_MINUS_ONE | ((ad as u64) << 6)
+}

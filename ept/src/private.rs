@@ -1,0 +1,140 @@
+//! A core's private path for one instruction.
+//!
+//! An instruction that writes the page it executes from needs both rights at
+//! once and would fault for ever. For exactly that instruction its core gets
+//! tables of its own: copies of the tables on the way to the page, with the
+//! rights that the instruction needs in the one leaf, and everything else as in
+//! the shared tables. No other core ever walks them.
+//!
+//! **Owner and locking.** The seven tables belong to one core. That core builds
+//! the path, holding the transition lock, uses it as its root for one step, and
+//! returns to the shared root. Because the tables are used again with other
+//! content, the core invalidates the translations of this root (a single-context
+//! INVEPT, an ASID flush) after each build.
+//!
+//! **Revocations reach it by rebuilding.** The copies do not follow the shared
+//! tables. A core that is asked to invalidate while it is on its private path
+//! builds it anew if [`PrivatePath::is_stale`] before it acknowledges; otherwise
+//! it would go on with a right that was revoked for all.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::addr::{Gpa, Hpa, PageSize, table_index};
+use crate::entry::{Access, NestedEntry};
+use crate::space::{Entry, Leaf, Space};
+use crate::table::Table;
+
+/// Tables of a path: a root, and two each of the three lower levels.
+pub const TABLES: usize = 7;
+
+/// The pages do not fit into the tables of the path; the step cannot be done
+/// this way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
+
+/// The private tables of one core.
+#[derive(Debug)]
+pub struct PrivatePath<'a> {
+    tables: [(Hpa, &'a Table); TABLES],
+    generation: AtomicU64,
+}
+
+impl<'a> PrivatePath<'a> {
+    /// A path in these tables, each given with its physical address.
+    #[must_use]
+    pub const fn new(tables: [(Hpa, &'a Table); TABLES]) -> Self {
+        Self {
+            tables,
+            generation: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// A path in the first seven tables of a physically contiguous chunk;
+    /// `None` if it is shorter or not page-aligned.
+    #[must_use]
+    pub fn in_chunk(base: Hpa, chunk: &'a [Table]) -> Option<Self> {
+        let first = chunk.first()?;
+        if !base.is_aligned(PageSize::Size4K) {
+            return None;
+        }
+        let mut tables = [(base, first); TABLES];
+        for (index, slot) in tables.iter_mut().enumerate() {
+            let offset = (index as u64).wrapping_mul(4096);
+            *slot = (
+                Hpa::new(base.as_u64().wrapping_add(offset)),
+                chunk.get(index)?,
+            );
+        }
+        Some(Self::new(tables))
+    }
+
+    /// Physical address of the private root.
+    #[must_use]
+    pub fn root(&self) -> Hpa {
+        self.tables[0].0
+    }
+
+    /// Whether the shared tables changed since the path was built.
+    #[must_use]
+    pub fn is_stale<F: NestedEntry>(&self, shared: &Space<'_, F>) -> bool {
+        self.generation.load(Ordering::Relaxed) != shared.generation()
+    }
+
+    /// Copies the way to each of `pages` from the shared tables and gives its
+    /// 4 KB leaf the given rights, both write and execute if so asked. A large
+    /// leaf on the way is split here, privately; a page not mapped yet gets its
+    /// identity leaf here. Returns the private root.
+    ///
+    /// # Errors
+    /// [`NoRoom`] if the pages need more than [`TABLES`] tables, or lie beyond
+    /// the reach of the tables; the path must not be used then.
+    pub fn build<F: NestedEntry>(
+        &self,
+        shared: &Space<'_, F>,
+        pages: &[(Gpa, Access)],
+    ) -> Result<Hpa, NoRoom> {
+        // Read first: a change during the copy leaves the path stale.
+        let generation = shared.generation();
+        self.generation.store(u64::MAX, Ordering::Relaxed);
+        let [(root, root_table), lower @ ..] = &self.tables;
+        root_table.copy_from(shared.root_table());
+        let mut free = lower.iter();
+        for &(gpa, access) in pages {
+            if gpa >= shared.limit() {
+                return Err(NoRoom);
+            }
+            let mut table: &Table = root_table;
+            for level in [4, 3, 2] {
+                let index = table_index(gpa, level);
+                let entry = shared.decode(table.load(index), level, gpa);
+                if let Entry::Table(hpa) = entry
+                    && let Some((_, own)) = lower.iter().find(|(own, _)| *own == hpa)
+                {
+                    table = own;
+                    continue;
+                }
+                let (hpa, child) = free.next().ok_or(NoRoom)?;
+                match entry {
+                    Entry::Absent => child.clear(),
+                    Entry::Table(hpa) => child.copy_from(shared.pool().find(hpa).ok_or(NoRoom)?),
+                    Entry::Leaf(whole) => {
+                        shared.subdivide(child, &whole, gpa, level - 1);
+                    }
+                }
+                table.store(index, shared.format().table(*hpa));
+                table = child;
+            }
+            let index = table_index(gpa, 1);
+            let leaf = match shared.decode(table.load(index), 1, gpa) {
+                Entry::Leaf(leaf) => leaf,
+                Entry::Absent | Entry::Table(_) => {
+                    let mt = shared.memory_type(gpa);
+                    shared.data_leaf(gpa, PageSize::Size4K, mt)
+                }
+            };
+            table.store(index, shared.encode(&Leaf { access, ..leaf }));
+        }
+        self.generation.store(generation, Ordering::Relaxed);
+        Ok(*root)
+    }
+}

@@ -1,0 +1,253 @@
+//! The rules of W xor X, as a pure function.
+//!
+//! A page has one state for the whole machine. A violation asks for what its
+//! state does not give; the answer is a [`Plan`]: an ordered list of steps that
+//! the hypervisor carries out under the transition lock and that it may not
+//! reorder. Two orders are the heart of it:
+//!
+//! * *Fetch from a writable page*: revoke the right to write on all cores and
+//!   have that acknowledged **before** looking. Looking first would let another
+//!   core write between the look and the grant.
+//! * *Write to an executable page*: revoke the right to execute on all cores
+//!   and have that acknowledged **before** granting the write. Otherwise another
+//!   core would run the new bytes unseen.
+//!
+//! Between revoke and grant the page is in [`PageState::Stepping`], read-only
+//! for everyone: whoever faults on it meanwhile waits, serving requests.
+//!
+//! Pure; called in root mode. The state itself lives in the leaf
+//! ([`crate::entry::Soft`]).
+
+use crate::entry::Access;
+
+/// State of a 4 KB page, the same for all cores. Two bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum PageState {
+    /// RW-: data, the state of everything at start.
+    #[default]
+    Writable = 0,
+    /// R-X: code that was looked at and has not been written since.
+    Executable = 1,
+    /// R--: held by one core, which is changing its state or runs one
+    /// instruction on a private path with both rights.
+    Stepping = 2,
+    /// RWX: not watched, a counted loss of coverage.
+    Exempt = 3,
+}
+
+impl PageState {
+    /// The state in the two lowest bits.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Self {
+        match bits & 3 {
+            0 => Self::Writable,
+            1 => Self::Executable,
+            2 => Self::Stepping,
+            _ => Self::Exempt,
+        }
+    }
+
+    /// The state as two bits.
+    #[must_use]
+    pub const fn bits(self) -> u8 {
+        self as u8
+    }
+
+    /// The rights that the state gives in the shared tables.
+    /// `separate_user` says that user-mode fetches are a right of their own
+    /// (MBEC); those are never our concern and stay allowed.
+    #[must_use]
+    pub const fn access(self, separate_user: bool) -> Access {
+        let user = if separate_user {
+            Access::EXEC_USER
+        } else {
+            Access::empty()
+        };
+        match self {
+            Self::Writable => Access::RW.union(user),
+            Self::Executable => Access::READ
+                .union(Access::EXEC_KERNEL)
+                .union(Access::EXEC_USER),
+            Self::Stepping => Access::READ,
+            Self::Exempt => Access::all(),
+        }
+    }
+}
+
+/// From this many bounces on, a write to an executable page is stepped instead
+/// of turning the page.
+pub const STEP_AFTER: u8 = 8;
+/// From this many bounces on, the page is exempted: it may slow itself, never
+/// the machine.
+pub const EXEMPT_AFTER: u8 = 200;
+
+/// One action of a plan. Each is complete before the next begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Store the rights of this state in the shared tables.
+    Revoke(PageState),
+    /// Carry out the flush token of the revoke: every core has invalidated and
+    /// said so.
+    Acknowledge,
+    /// Keep the bytes that are about to be overwritten.
+    Capture,
+    /// Read the page: content, hash, owner.
+    Inspect,
+    /// Give the access all rights on this core alone, for exactly one
+    /// instruction, on the private path; then drop the path.
+    StepPrivately,
+    /// Compare the page with what was captured.
+    Compare,
+    /// Ask the monitor for its verdict, and record it.
+    Decide,
+    /// Store the rights of this state in the shared tables. What a grant takes
+    /// away was revoked and acknowledged before.
+    Grant(PageState),
+}
+
+/// The answer to a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// The state already allows the access: another core was faster. Resume.
+    Retry,
+    /// Another core holds the page. Serve requests, then look again.
+    Wait,
+    /// Carry out the steps in order; the grant stores the new counter.
+    Run {
+        /// What to do, in this order.
+        steps: &'static [Step],
+        /// What becomes of the page's bounce counter.
+        count: Count,
+    },
+}
+
+/// What becomes of a page's bounce counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// It stays.
+    Keep,
+    /// One more, saturating.
+    Add,
+    /// Zero.
+    Clear,
+}
+
+impl Count {
+    /// The counter afterwards.
+    #[must_use]
+    pub const fn apply(self, bounces: u8) -> u8 {
+        match self {
+            Self::Keep => bounces,
+            Self::Add => bounces.saturating_add(1),
+            Self::Clear => 0,
+        }
+    }
+}
+
+/// What is known about a write violation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFacts {
+    /// The processor's own update of an accessed or dirty bit during a walk of
+    /// the guest's page tables: no instruction wrote this.
+    pub page_walk: bool,
+    /// The writing instruction lies, at least partly, in the page it writes.
+    pub same_page: bool,
+    /// This core has a private path and a means to stop after one instruction.
+    pub can_step: bool,
+    /// The page's counter.
+    pub bounces: u8,
+}
+
+use PageState::{Executable, Exempt, Stepping, Writable};
+use Step::{Acknowledge, Capture, Compare, Decide, Grant, Inspect, Revoke, StepPrivately};
+
+const ADMIT_CODE: &[Step] = &[
+    Revoke(Stepping),
+    Acknowledge,
+    Inspect,
+    Decide,
+    Grant(Executable),
+];
+const ADMIT_WALK: &[Step] = &[Revoke(Stepping), Acknowledge, Grant(Writable)];
+const ADMIT_WRITE: &[Step] = &[
+    Revoke(Stepping),
+    Acknowledge,
+    Capture,
+    Decide,
+    Grant(Writable),
+];
+const STEP_WRITE: &[Step] = &[
+    Revoke(Stepping),
+    Acknowledge,
+    Capture,
+    StepPrivately,
+    Compare,
+    Decide,
+    Grant(Executable),
+];
+const GIVE_UP: &[Step] = &[
+    Revoke(Stepping),
+    Acknowledge,
+    Capture,
+    Decide,
+    Grant(Exempt),
+];
+
+/// A kernel-mode instruction fetch was refused. Without separate user rights, a
+/// user-mode fetch comes here too; its verdict is "none".
+#[must_use]
+pub const fn on_fetch(state: PageState) -> Plan {
+    match state {
+        Writable => Plan::Run {
+            steps: ADMIT_CODE,
+            count: Count::Keep,
+        },
+        Executable | Exempt => Plan::Retry,
+        Stepping => Plan::Wait,
+    }
+}
+
+/// A write was refused.
+#[must_use]
+pub const fn on_write(state: PageState, facts: WriteFacts) -> Plan {
+    match state {
+        Writable | Exempt => return Plan::Retry,
+        Stepping => return Plan::Wait,
+        Executable => {}
+    }
+    let steps = if facts.page_walk {
+        ADMIT_WALK
+    } else if facts.bounces >= EXEMPT_AFTER || (facts.same_page && !facts.can_step) {
+        GIVE_UP
+    } else if facts.can_step && (facts.same_page || facts.bounces >= STEP_AFTER) {
+        STEP_WRITE
+    } else {
+        ADMIT_WRITE
+    };
+    Plan::Run {
+        steps,
+        count: Count::Add,
+    }
+}
+
+/// An exempt page is to be watched again (from a timer or a request): it is
+/// looked at like new code and starts with a clean counter.
+#[must_use]
+pub const fn on_review(state: PageState) -> Plan {
+    match state {
+        Exempt => Plan::Run {
+            steps: ADMIT_CODE,
+            count: Count::Clear,
+        },
+        Stepping => Plan::Wait,
+        Writable | Executable => Plan::Retry,
+    }
+}
+
+/// The counter after a quiet period: halved, so that an old quarrel is
+/// forgotten and a lasting one is not.
+#[must_use]
+pub const fn cooled(bounces: u8) -> u8 {
+    bounces >> 1
+}
