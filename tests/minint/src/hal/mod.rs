@@ -1,0 +1,11 @@
+//! The machine below the kernel: processor tables and instructions, firmware
+//! duties, interrupt controllers, the log line, the boot block.
+//!
+//! Everything here may run at any IRQL unless it says otherwise, and owns only
+//! hardware state. Inline assembly stands in `instr` and the entry stubs in
+//! `entry`, nowhere else in the crate.
+
+pub mod boot;
+pub mod instr;
+pub mod power;
+pub mod serial;
