@@ -23,6 +23,8 @@ extern crate alloc;
 extern crate std;
 
 pub mod event;
+#[cfg(feature = "alloc")]
+pub mod finding;
 pub mod registry;
 pub mod verdict;
 pub mod wire;

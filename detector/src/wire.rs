@@ -90,16 +90,22 @@ pub trait Message: FromBytes + IntoBytes + KnownLayout + Immutable {
         Self: Sized,
     {
         let mut message = Self::new_zeroed();
-        *message.header_mut() = Header {
-            magic: MAGIC,
-            version: PROTOCOL,
-            reserved: 0,
-            // Every message is a few KiB; the test of the layouts shows it.
-            #[allow(clippy::cast_possible_truncation)]
-            size: size_of::<Self>() as u32,
-            reserved2: 0,
-        };
+        *message.header_mut() = header_of::<Self>();
         message
+    }
+}
+
+/// The header that a message of this type begins with.
+#[must_use]
+pub const fn header_of<T: Message>() -> Header {
+    Header {
+        magic: MAGIC,
+        version: PROTOCOL,
+        reserved: 0,
+        // Every message is a few KiB; the test of the layouts shows it.
+        #[allow(clippy::cast_possible_truncation)]
+        size: size_of::<T>() as u32,
+        reserved2: 0,
     }
 }
 
@@ -349,6 +355,8 @@ bitflags::bitflags! {
     pub struct WaitFlags: u32 {
         /// Reply at once, with no finding if there is none.
         const NO_WAIT = 1 << 0;
+        /// Only findings that no reader has had yet.
+        const UNDELIVERED = 1 << 1;
     }
 
     /// What the processor offers.

@@ -59,7 +59,7 @@ pub(super) struct SectionRecord {
     pub(super) size: U32,
     /// As in the file (PE format, "Section Flags").
     pub(super) characteristics: U32,
-    /// Index of its first page in the page table, [`NO_PAGES`] if it has none.
+    /// Index of its first page in the page table, all ones if it has none.
     pub(super) first_page: U32,
     pub(super) module: U16,
     pub(super) name_length: u8,
@@ -77,6 +77,7 @@ pub(super) struct FrameRecord {
 }
 
 /// A section whose frames are not kept.
+#[cfg(feature = "alloc")]
 pub(super) const NO_PAGES: u32 = u32::MAX;
 /// A page that was not resident.
 pub(super) const NO_FRAME: u64 = u64::MAX;

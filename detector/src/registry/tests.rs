@@ -210,7 +210,7 @@ fn exercise(bytes: &[u8], probes: &[u64]) {
             let _ = view.frame_of(index, offset);
         }
     }
-    let _ = view.frames().take(64).map(|f| f.pfn).sum::<u64>() as f64;
+    let _ = view.frames().take(64).last();
 }
 
 #[derive(Clone, Debug)]

@@ -1,1 +1,201 @@
+//! One test a question, and what may not be asked.
 
+use super::*;
+use crate::registry::{Builder, ModuleSpec, Section};
+use alloc::vec::Vec;
+
+const BASE: u64 = 0xffff_f800_1000_0000;
+
+/// .text at 0x1000 (2 pages), .data at 0x3000, INIT at 0x4000; frames are
+/// 0x100 + page, and the second page of .text is not resident.
+fn snapshot(initialized: bool) -> Vec<u8> {
+    let section = |name: &[u8; 8], rva, size, characteristics| Section {
+        name: *name,
+        rva,
+        size,
+        characteristics,
+    };
+    let spec = ModuleSpec {
+        name: "victim.sys",
+        base: BASE,
+        size: 0x5000,
+        load_order: 0,
+        load_time: 0,
+        initialized,
+    };
+    let sections = [
+        section(b".text\0\0\0", 0x1000, 0x2000, 0x6000_0020),
+        section(b".data\0\0\0", 0x3000, 0x1000, 0xC000_0040),
+        section(b"INIT\0\0\0\0", 0x4000, 0x1000, 0x6200_0020),
+    ];
+    let mut builder = Builder::new(4);
+    let frame = |va: u64| {
+        let page = (va - BASE) >> 12;
+        (page != 2).then_some(0x100 + page)
+    };
+    builder.module(&spec, sections, frame).unwrap();
+    builder.finish().unwrap()
+}
+
+fn kernel(rip: u64, gpa: u64) -> FetchFacts {
+    FetchFacts {
+        rip,
+        gla: rip,
+        gpa,
+        cpl: 0,
+        long_mode: true,
+        mbec: true,
+        content: Content::Unknown,
+        questions: Questions::all(),
+    }
+}
+
+fn judge(facts: FetchFacts) -> FetchVerdict {
+    let bytes = snapshot(true);
+    fetch(&View::new(&bytes).unwrap(), &facts)
+}
+
+#[test]
+fn module_code_in_its_frame_is_allowed() {
+    assert_eq!(judge(kernel(BASE + 0x1010, 0x10_1010)), FetchVerdict::Allow);
+}
+
+#[test]
+fn code_in_no_module_is_unbacked() {
+    let expected = FetchVerdict::Report(Kind::UnbackedExecution);
+    for rip in [BASE - 1, BASE + 0x5000, 0x7ff0_1000, 0] {
+        assert_eq!(judge(kernel(rip, 0x9000_0000)), expected);
+    }
+}
+
+#[test]
+fn both_pages_of_a_crossing_instruction_are_asked() {
+    let expected = FetchVerdict::Report(Kind::UnbackedExecution);
+    let out_of_module = FetchFacts {
+        gla: BASE + 0x5000,
+        ..kernel(BASE + 0x4fff, 0x9000_0000)
+    };
+    assert_eq!(judge(out_of_module), expected);
+    let into_module = FetchFacts {
+        gla: BASE,
+        ..kernel(BASE - 1, 0x10_0000)
+    };
+    assert_eq!(judge(into_module), expected);
+}
+
+#[test]
+fn user_mode_gets_no_verdict() {
+    let user = FetchFacts {
+        cpl: 3,
+        ..kernel(0x7ff0_1000, 0x9000_0000)
+    };
+    assert_eq!(judge(user), FetchVerdict::Allow);
+}
+
+#[test]
+fn only_a_starting_core_may_run_outside_without_long_mode() {
+    let starting = FetchFacts {
+        long_mode: false,
+        ..kernel(0x8000, 0x8000)
+    };
+    assert_eq!(judge(starting), FetchVerdict::Allow);
+    let elsewhere = FetchFacts {
+        gpa: 0x10_0000,
+        ..starting
+    };
+    assert_eq!(
+        judge(elsewhere),
+        FetchVerdict::Report(Kind::UnbackedExecution)
+    );
+}
+
+#[test]
+fn data_and_discarded_sections_and_headers() {
+    let report = FetchVerdict::Report;
+    let data = kernel(BASE + 0x3000, 0x10_3000);
+    assert_eq!(judge(data), report(Kind::NonexecSectionExecution));
+    assert_eq!(
+        judge(kernel(BASE + 0x10, 0x10_0010)),
+        report(Kind::NonexecSectionExecution)
+    );
+    let init = kernel(BASE + 0x4000, 0x10_4000);
+    assert_eq!(judge(init), report(Kind::DiscardedSectionExecution));
+    let loading = snapshot(false);
+    let view = View::new(&loading).unwrap();
+    assert_eq!(fetch(&view, &init), FetchVerdict::Allow);
+    let only_first = FetchFacts {
+        questions: Questions::MODULE,
+        ..data
+    };
+    assert_eq!(judge(only_first), FetchVerdict::Allow);
+}
+
+#[test]
+fn the_frame_must_be_the_loaders() {
+    let remapped = FetchVerdict::Report(Kind::RemappedExecution);
+    assert_eq!(judge(kernel(BASE + 0x1010, 0x9000_0010)), remapped);
+    // Not resident before: any frame that is nobody else's will do.
+    assert_eq!(
+        judge(kernel(BASE + 0x2000, 0x9000_0000)),
+        FetchVerdict::Allow
+    );
+    assert_eq!(judge(kernel(BASE + 0x2000, 0x10_1000)), remapped);
+}
+
+#[test]
+fn changed_content_is_reported() {
+    let facts = |content| FetchFacts {
+        content,
+        ..kernel(BASE + 0x1010, 0x10_1010)
+    };
+    assert_eq!(judge(facts(Content::Same)), FetchVerdict::Allow);
+    assert_eq!(
+        judge(facts(Content::Changed)),
+        FetchVerdict::Report(Kind::ModifiedCodeExecution)
+    );
+}
+
+#[test]
+fn writes_are_judged_by_frame() {
+    let bytes = snapshot(true);
+    let view = View::new(&bytes).unwrap();
+    let judge = |gpa, own_page| {
+        write(
+            &view,
+            &WriteFacts {
+                rip: 0,
+                gpa,
+                own_page,
+            },
+        )
+    };
+    let hit = judge(0x10_1abc, false);
+    assert_eq!(hit.kind(), Some(Kind::ModuleCodeWrite));
+    assert!(matches!(hit, WriteVerdict::ModuleCode(h) if h.rva == 0x1000));
+    assert_eq!(judge(0x10_1abc, true), hit);
+    assert_eq!(judge(0x10_3000, false), WriteVerdict::NotCode);
+    // The frame of a discarded section belongs to somebody else by now.
+    assert_eq!(judge(0x10_4000, false), WriteVerdict::NotCode);
+    let own = judge(0x9000_0000, true);
+    assert_eq!(own.kind(), Some(Kind::SelfModifyingPage));
+}
+
+#[test]
+fn hints_name_actor_and_victim() {
+    let bytes = snapshot(true);
+    let view = View::new(&bytes).unwrap();
+    let mut event = Event::new(Kind::ModuleCodeWrite);
+    event.rip = BASE + 0x3004;
+    event.gla = 0xffff_9000_0000_0123;
+    event.gpa = 0x10_1123;
+    event.mark(Flags::GLA);
+    annotate(&view, &mut event);
+    assert_eq!((event.actor_module, event.actor_section), (0, 1));
+    assert_eq!((event.victim_module, event.victim_section), (0, 0));
+    assert_eq!((event.victim_rva, event.generation), (0x1123, 4));
+    event.gpa = 0x9000_0000;
+    event.rip = 1;
+    annotate(&view, &mut event);
+    assert_eq!(event.actor_module, NO_INDEX);
+    assert_eq!((event.victim_module, event.victim_rva), (NO_INDEX, 0));
+}
