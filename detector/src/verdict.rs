@@ -104,25 +104,16 @@ fn first_failure(
     at_gla: Option<AddressHit>,
 ) -> Option<Kind> {
     let asked = |question| facts.questions.contains(question);
-    if asked(Questions::MODULE) {
-        if let Some(kind) = not_in_module(at_rip).or(not_in_module(at_gla)) {
-            return Some(kind);
-        }
-    }
-    if asked(Questions::SECTION) {
-        if let Some(kind) = not_live_code(at_rip).or(not_live_code(at_gla)) {
-            return Some(kind);
-        }
-    }
-    if asked(Questions::FRAME) {
-        if let Some(kind) = wrong_frame(view, at_gla, facts.gpa) {
-            return Some(kind);
-        }
-    }
-    if asked(Questions::CONTENT) {
-        return wrong_content(facts.content);
-    }
-    None
+    let module = || not_in_module(at_rip).or(not_in_module(at_gla));
+    let section = || not_live_code(at_rip).or(not_live_code(at_gla));
+    let frame = || wrong_frame(view, at_gla, facts.gpa);
+    let content = || wrong_content(facts.content);
+    asked(Questions::MODULE)
+        .then(module)
+        .flatten()
+        .or_else(|| asked(Questions::SECTION).then(section).flatten())
+        .or_else(|| asked(Questions::FRAME).then(frame).flatten())
+        .or_else(|| asked(Questions::CONTENT).then(content).flatten())
 }
 
 fn not_in_module(hit: Option<AddressHit>) -> Option<Kind> {

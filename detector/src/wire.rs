@@ -3,7 +3,7 @@
 //! IOCTL codes and the structures behind them, defined once. Every structure is
 //! plain data of fixed size without padding, begins with a [`Header`] (magic,
 //! version, size) and is zeroed before it is filled, so that no byte of kernel
-//! memory leaks. All codes are METHOD_BUFFERED: the driver copies a request out
+//! memory leaks. All codes are `METHOD_BUFFERED`: the driver copies a request out
 //! of the system buffer with [`request`] before it writes a reply there.
 //!
 //! None of the codes reads or writes memory, MSRs or ports for the caller, and a
@@ -28,7 +28,7 @@ pub const DEVICE_TYPE: u32 = 0x8D48;
 const FILE_READ_DATA: u32 = 1;
 const FILE_WRITE_DATA: u32 = 2;
 
-/// An I/O control code with METHOD_BUFFERED (Windows driver documentation,
+/// An I/O control code with `METHOD_BUFFERED` (Windows driver documentation,
 /// "Defining I/O Control Codes").
 #[must_use]
 pub const fn ctl_code(device_type: u32, function: u32, access: u32) -> u32 {

@@ -156,7 +156,7 @@ fn an_unbacked_fetch_is_named_hashed_and_delivered_once() {
     );
     assert_eq!(finding.old(), None);
     // Still kept for another reader, but nothing new for this one.
-    assert_eq!(bench.wait(1, 0, WaitFlags::empty()).is_none(), true);
+    assert!(bench.wait(1, 0, WaitFlags::empty()).is_none());
     assert_eq!(bench.all().len(), 1);
     assert_eq!(bench.assembler.accounts().delivered, 1);
     let undelivered = WaitFlags::NO_WAIT | WaitFlags::UNDELIVERED;

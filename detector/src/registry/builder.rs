@@ -241,10 +241,11 @@ impl Builder {
             let first = u32::try_from(sections.len()).map_err(|_| BuildError::TooMany)?;
             record.first_section = first.into();
             let count = usize::from(record.section_count.get());
-            for old in pending.sections..pending.sections + count {
-                let new = u16::try_from(sections.len()).map_err(|_| BuildError::TooMany)?;
-                section_index[old] = new;
-                let mut section = self.sections[old];
+            let own = pending.sections..pending.sections + count;
+            let indices = &mut section_index[own.clone()];
+            for (section, index) in self.sections[own].iter().zip(indices) {
+                *index = u16::try_from(sections.len()).map_err(|_| BuildError::TooMany)?;
+                let mut section = *section;
                 section.module = module_index[usize::from(section.module.get())].into();
                 sections.push(section);
             }

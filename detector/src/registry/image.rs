@@ -77,6 +77,7 @@ impl<'a> Image<'a> {
 }
 
 /// The sections of a mapped image; see [`Image`].
+#[must_use]
 pub fn sections(headers: &[u8]) -> Option<impl Iterator<Item = Section> + use<'_>> {
     Some(Image::parse(headers)?.sections())
 }
@@ -105,3 +106,6 @@ pub fn nearest_export(directory: &[u8], directory_rva: u32, rva: u32) -> Option<
     let name = table.name_from_pointer(name).ok()?;
     Some((&name[..name.len().min(EXPORT_NAME_MAX)], rva - address))
 }
+
+#[cfg(all(test, feature = "alloc"))]
+mod tests;

@@ -40,6 +40,7 @@ fn usual() -> [Section; 4] {
     ]
 }
 
+#[allow(clippy::unnecessary_wraps)] // the builder's callback
 fn identity(va: u64) -> Option<u64> {
     Some((va & 0xffff_ffff) >> 12)
 }
@@ -267,7 +268,7 @@ proptest! {
         let mut model = Model::new();
         let mut modules = Vec::new();
         let mut base = 0xffff_f800_0000_0000_u64;
-        let frame = |va: u64| (va >> 12) % 5 != 0;
+        let frame = |va: u64| !(va >> 12).is_multiple_of(5);
         let pfn = |va: u64| ((va >> 12) & 0xffff) ^ 0x2a5;
         for plan in &plans {
             base += u64::from(plan.gap) << 12;
