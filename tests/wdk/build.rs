@@ -52,7 +52,7 @@ fn main() {
     );
 
     write(&out, "types.rs", &types);
-    write(&out, "constants.rs", &constants);
+    write(&out, "constants.rs", &with_imports(&constants));
     write(&out, "ntddk.rs", &with_imports(&functions));
     write(&out, "wdf_functions.rs", &wrappers);
 }
@@ -164,7 +164,13 @@ fn header(table: &[Function]) -> String {
 }
 
 fn generate(include: &Path, header: &str, config: CodegenConfig) -> String {
-    Builder::default()
+    let builder = if config.intersects(CodegenConfig::TYPES | CodegenConfig::VARS) {
+        Builder::default()
+    } else {
+        // The kernel's functions, not those of the C run-time library.
+        Builder::default().allowlist_file(".*/ddk/.*|.*/newer-nt.h")
+    };
+    builder
         .use_core()
         // The width of `long` is Windows' also where a Linux host builds this.
         .ctypes_prefix("crate::wdk_sys::ctypes")
@@ -271,7 +277,7 @@ fn with_imports(text: &str) -> String {
             };
             write!(
                 result,
-                "#[cfg_attr(windows, link(name = \"{image}\", kind = \"raw-dylib\", \
+                "#[cfg_attr(all(windows, feature = \"imports\"), link(name = \"{image}\", kind = \"raw-dylib\", \
                  modifiers = \"+verbatim\"))]\nunsafe extern \"C\" {{"
             )
             .expect("a String takes all");

@@ -7,19 +7,23 @@ mod bindings;
 mod constants;
 #[doc(hidden)]
 pub mod ctypes;
+#[cfg(feature = "kmdf")]
+mod entry;
 mod macros;
 #[cfg(feature = "imports")]
 pub mod ntddk;
 mod status;
+#[cfg(feature = "imports")]
 mod toolchain;
+#[cfg(feature = "kmdf")]
 pub mod wdf;
 
 pub use bindings::*;
 pub use constants::*;
 pub use macros::*;
 pub use status::*;
-#[cfg(windows)]
-pub use toolchain::*;
+#[cfg(feature = "kmdf")]
 pub use wdf::{WdfDriverGlobals, WdfFunctions};
 
+#[cfg(feature = "kmdf")]
 pub use crate::call_unsafe_wdf_function_binding;

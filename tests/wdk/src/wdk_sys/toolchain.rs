@@ -9,25 +9,25 @@
 // SAFETY: no other symbol of this name: drivers link no C runtime.
 #[cfg(windows)]
 #[unsafe(no_mangle)]
-pub static _fltused: () = ();
+pub(super) static _fltused: () = ();
 
 // SAFETY: as above.
 #[cfg(all(windows, panic = "abort"))]
 #[unsafe(no_mangle)]
-pub const extern "system" fn __CxxFrameHandler3() -> i32 {
+pub(super) const extern "system" fn __CxxFrameHandler3() -> i32 {
     0
 }
 
 // SAFETY: as above.
 #[cfg(all(windows, panic = "abort"))]
 #[unsafe(no_mangle)]
-pub const extern "system" fn __CxxFrameHandler4() -> i32 {
+pub(super) const extern "system" fn __CxxFrameHandler4() -> i32 {
     1
 }
 
 // SAFETY: as above.
 #[cfg(all(windows, panic = "abort"))]
 #[unsafe(no_mangle)]
-pub const extern "system" fn __GSHandlerCheck_EH4() -> i32 {
+pub(super) const extern "system" fn __GSHandlerCheck_EH4() -> i32 {
     2
 }
