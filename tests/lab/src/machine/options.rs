@@ -1,0 +1,92 @@
+//! What kind of machine to boot: plain values, chosen on the command line or by
+//! a case, turned into an emulator's configuration elsewhere.
+
+use clap::ValueEnum;
+use std::time::Duration;
+
+/// Whose virtualization extensions the processors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Vendor {
+    /// VMX and EPT.
+    Intel,
+    /// SVM and NPT.
+    Amd,
+}
+
+/// Which program emulates the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Emulator {
+    /// Our build of Bochs 3.0, with instrumentation.
+    Bochs,
+    /// Debian 12's Bochs 2.7, for a smoke test only.
+    Bochs2,
+    /// QEMU's TCG, AMD only.
+    Qemu,
+}
+
+impl Emulator {
+    /// The name used on the command line and in figures.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bochs => "bochs",
+            Self::Bochs2 => "bochs2",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+impl Vendor {
+    /// The name used on the command line and in figures.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Intel => "intel",
+            Self::Amd => "amd",
+        }
+    }
+}
+
+/// A machine to be.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Vendor of the processors.
+    pub(crate) vendor: Vendor,
+    /// Emulator.
+    pub(crate) emulator: Emulator,
+    /// The emulator's name of the processor model.
+    pub(crate) model: String,
+    /// Number of processors.
+    pub(crate) cpus: u32,
+    /// Guest RAM in MiB.
+    pub(crate) ram: u32,
+    /// Longest run of instructions of one processor, 1 to 32 (Bochs).
+    pub(crate) quantum: u32,
+    /// The machine is ended after this time, whatever it does.
+    pub(crate) time_limit: Duration,
+    /// Count retired guest instructions by physical frame (our Bochs; slower).
+    pub(crate) count_frames: bool,
+}
+
+impl Options {
+    /// The machine of the demonstration: four Intel processors, 256 MiB.
+    pub(crate) fn intel() -> Self {
+        Self {
+            vendor: Vendor::Intel,
+            emulator: Emulator::Bochs,
+            model: "tigerlake".to_owned(),
+            cpus: 4,
+            ram: 256,
+            quantum: 16,
+            time_limit: Duration::from_secs(120),
+            count_frames: false,
+        }
+    }
+
+    /// The model that stands for a vendor on an emulator.
+    pub(crate) const fn default_model(vendor: Vendor, emulator: Emulator) -> &'static str {
+        match (vendor, emulator) {
+            (_, Emulator::Qemu) => "EPYC",
+            (Vendor::Intel, _) => "tigerlake",
+            (Vendor::Amd, _) => "ryzen",
+        }
+    }
+}

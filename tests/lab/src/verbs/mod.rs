@@ -1,0 +1,5 @@
+//! The verbs of `cargo lab`, one file each: arguments in, exit code out.
+
+pub(crate) mod build;
+pub(crate) mod run;
+pub(crate) mod setup;
