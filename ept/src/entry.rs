@@ -158,3 +158,187 @@ pub trait NestedEntry {
     /// applies the MTRRs itself.
     fn has_memory_types(&self) -> bool;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use PageSize::{Size1G, Size2M, Size4K};
+
+    const TYPES: [MemoryType; 5] = [
+        MemoryType::Uc,
+        MemoryType::Wc,
+        MemoryType::Wt,
+        MemoryType::Wp,
+        MemoryType::Wb,
+    ];
+
+    fn soft(state: u8, bounces: u8, code: bool) -> Soft {
+        Soft {
+            state: PageState::from_bits(state),
+            bounces,
+            code,
+        }
+    }
+
+    #[test]
+    fn ept_bits_are_those_of_the_manual() {
+        let plain = EptFormat { mbec: false };
+        let mbec = EptFormat { mbec: true };
+        let hpa = Hpa::new(0x0000_007f_c000_0000);
+        let none = Soft::default();
+        assert_eq!(plain.table(hpa), 0x0000_007f_c000_0007);
+        assert_eq!(mbec.table(hpa), 0x0000_007f_c000_0407);
+        let rw = Access::RW;
+        assert_eq!(
+            plain.leaf(hpa, Size1G, rw, MemoryType::Wb, none),
+            0x0000_007f_c000_00b3
+        );
+        assert_eq!(
+            mbec.leaf(hpa, Size2M, rw | Access::EXEC_USER, MemoryType::Uc, none),
+            0x0000_007f_c000_0483
+        );
+        let rx = Access::READ | Access::EXEC_KERNEL;
+        assert_eq!(
+            mbec.leaf(hpa, Size4K, rx, MemoryType::Wp, none),
+            0x0000_007f_c000_002d
+        );
+        // Without MBEC user execution alone is no right, and bit 10 stays 0.
+        assert_eq!(
+            plain.leaf(hpa, Size4K, rw | Access::EXEC_USER, MemoryType::Wb, none),
+            0x0000_007f_c000_0033
+        );
+        assert_eq!(
+            plain.leaf(hpa, Size4K, rw, MemoryType::Uc, soft(3, 0xff, true)),
+            0xcff0_007f_c000_0803
+        );
+    }
+
+    #[test]
+    fn npt_bits_are_those_of_the_manual() {
+        let hpa = Hpa::new(0x0000_007f_c000_0000);
+        let none = Soft::default();
+        assert_eq!(NptFormat.table(hpa), 0x0000_007f_c000_0027);
+        assert_eq!(
+            NptFormat.leaf(hpa, Size2M, Access::RW, MemoryType::Uc, none),
+            0x8000_007f_c000_00e7
+        );
+        assert_eq!(
+            NptFormat.leaf(hpa, Size4K, Access::EXEC_KERNEL, MemoryType::Wb, none),
+            0x0000_007f_c000_0065
+        );
+        assert_eq!(
+            NptFormat.leaf(hpa, Size4K, Access::RW, MemoryType::Wb, soft(3, 0xff, true)),
+            0x8ff0_007f_c000_0e67
+        );
+    }
+
+    #[test]
+    fn the_ept_pointer_says_four_levels_and_write_back() {
+        assert_eq!(eptp(Hpa::new(0x1234_5000), false), 0x1234_501e);
+        assert_eq!(eptp(Hpa::new(0x1234_5fff), true), 0x1234_505e);
+    }
+
+    /// Every leaf that can be built: what the processor would call a
+    /// misconfiguration is not among them, and it reads back as built.
+    fn each_leaf(format: &impl NestedEntry, check: impl Fn(u64, PageSize)) {
+        for size in [Size4K, Size2M, Size1G] {
+            for rights in 0..16 {
+                let access = Access::from_bits_truncate(rights);
+                for mt in TYPES {
+                    for note in 0..2048_u32 {
+                        let soft = soft(
+                            (note & 3) as u8,
+                            ((note >> 2) & 0xff) as u8,
+                            note >> 10 == 1,
+                        );
+                        let hpa = Hpa::new(0x000f_ffff_c000_0000);
+                        let raw = format.leaf(hpa, size, access, mt, soft);
+                        let mut expected = access.legal();
+                        if !format.separates_user_fetches() {
+                            expected.remove(Access::EXEC_USER);
+                            if expected.contains(Access::EXEC_KERNEL) {
+                                expected.insert(Access::EXEC_USER);
+                            }
+                        }
+                        if access.is_empty() {
+                            assert_eq!(raw, 0);
+                            continue;
+                        }
+                        check(raw, size);
+                        let mt = if format.has_memory_types() {
+                            mt
+                        } else {
+                            MemoryType::Wb
+                        };
+                        assert_eq!(
+                            format.decode(raw, size.level()),
+                            Decoded::Leaf {
+                                hpa,
+                                size,
+                                access: expected,
+                                mt,
+                                soft,
+                            }
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_ept_misconfiguration_can_be_built() {
+        for mbec in [false, true] {
+            each_leaf(&EptFormat { mbec }, |raw, size| {
+                assert_eq!(raw & 1, 1, "{raw:#x}: a right without read");
+                assert!([0, 1, 4, 5, 6].contains(&(raw >> 3 & 7)));
+                assert_eq!(raw >> 7 & 1, u64::from(size != Size4K));
+                // IPAT, accessed, dirty, shadow stack, sub-page write.
+                assert_eq!(raw & (0x340 | 3 << 60), 0, "{raw:#x}");
+                assert!(mbec || raw >> 10 & 1 == 0);
+            });
+        }
+    }
+
+    #[test]
+    fn every_npt_leaf_is_a_user_page() {
+        each_leaf(&NptFormat, |raw, size| {
+            // Present, user, accessed and dirty; PAT index 0, not global.
+            assert_eq!(raw & 0x65, 0x65, "{raw:#x}");
+            assert_eq!(raw & 0x118, 0, "{raw:#x}");
+            assert_eq!(raw >> 7 & 1, u64::from(size != Size4K));
+            // Bits 60 to 62 could become a protection key.
+            assert_eq!(raw & 7 << 60, 0, "{raw:#x}");
+        });
+    }
+
+    #[test]
+    fn tables_and_absent_entries_are_told_apart() {
+        let hpa = Hpa::new(0x1234_5000);
+        let ept = EptFormat { mbec: true };
+        for level in 2..=4 {
+            assert_eq!(ept.decode(ept.table(hpa), level), Decoded::Table(hpa));
+            assert_eq!(
+                NptFormat.decode(NptFormat.table(hpa), level),
+                Decoded::Table(hpa)
+            );
+        }
+        for level in 1..=4 {
+            assert_eq!(ept.decode(0x1234_5000 | 6 << 3, level), Decoded::Absent);
+            assert_eq!(NptFormat.decode(0x1234_5006, level), Decoded::Absent);
+        }
+        // Bit 10 makes an entry present with MBEC only.
+        assert_eq!(
+            EptFormat { mbec: false }.decode(1 << 10, 1),
+            Decoded::Absent
+        );
+        assert_ne!(ept.decode(1 << 10, 1), Decoded::Absent);
+        // Reserved values must not trip the reader either.
+        for raw in [u64::MAX, 0x3f, 0xbf, 1 << 63, 0x80] {
+            for level in 0..=u8::MAX {
+                let _ = ept.decode(raw, level);
+                let _ = NptFormat.decode(raw, level);
+            }
+        }
+    }
+}

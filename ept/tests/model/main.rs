@@ -1,0 +1,11 @@
+//! Model tests: the crate's public interface against naive descriptions of what
+//! the processor does. One binary, so that the models share their walker.
+
+mod machine;
+mod memory_types;
+mod private_path;
+mod rng;
+mod size;
+mod space;
+mod transitions;
+mod walker;

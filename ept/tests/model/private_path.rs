@@ -1,0 +1,204 @@
+//! The private path: the named pages have the named rights, everything else is
+//! as in the shared tables, and the shared tables do not change.
+
+use ept::addr::{Gpa, Hpa};
+use ept::entry::{Access, EptFormat, Soft};
+use ept::memtype::MtrrState;
+use ept::pool::Pool;
+use ept::private::{NoRoom, PrivatePath, TABLES};
+use ept::space::Space;
+use ept::table::Table;
+use ept::wx::PageState;
+
+use crate::walker::{Memory, Translation, walk_ept};
+
+const MB: u64 = 1 << 20;
+const GB: u64 = 1 << 30;
+const PHYS_BITS: u32 = 40;
+
+struct Bench {
+    memory: Memory<'static>,
+    space: Space<'static, EptFormat>,
+    path: PrivatePath<'static>,
+}
+
+fn bench() -> Bench {
+    let mtrr: &MtrrState = Box::leak(Box::new(MtrrState::new(0, 0x806, [0; 11], &[], 40)));
+    let mut memory = Memory::new();
+    let (base, tables) = memory.add(0x3_0000_0000, 64);
+    let chunks: [(Hpa, &[Table]); 1] = [(base, tables)];
+    let pool = Pool::new(&chunks).unwrap();
+    let space = Space::new(EptFormat { mbec: true }, pool, mtrr, 40, true).unwrap();
+    let _ = space.fill(Gpa::new(0)..Gpa::new(8 * GB)).unwrap();
+    let (base, tables) = memory.add(0x3_8000_0000, TABLES);
+    let path = PrivatePath::in_chunk(base, tables).unwrap();
+    Bench {
+        memory,
+        space,
+        path,
+    }
+}
+
+impl Bench {
+    fn shared(&self, gpa: u64) -> Option<Translation> {
+        walk_ept(
+            &self.memory,
+            self.space.root(),
+            Gpa::new(gpa),
+            true,
+            PHYS_BITS,
+        )
+    }
+
+    fn private(&self, gpa: u64) -> Option<Translation> {
+        walk_ept(
+            &self.memory,
+            self.path.root(),
+            Gpa::new(gpa),
+            true,
+            PHYS_BITS,
+        )
+    }
+
+    /// All pages around `pages` and samples elsewhere are the same on both
+    /// paths, but for `pages` themselves.
+    fn check(&self, pages: &[u64]) {
+        let around = pages
+            .iter()
+            .flat_map(|page| (0..512).map(move |i| (page & !0x1f_ffff) + i * 4096));
+        let elsewhere = (0..64).map(|i| i * 131 * MB);
+        for gpa in around.chain(elsewhere) {
+            let (shared, private) = (self.shared(gpa), self.private(gpa));
+            if pages.contains(&gpa) {
+                let private = private.unwrap();
+                assert_eq!(private.bytes, 4096);
+                assert_eq!(private.frame, gpa);
+                assert!(private.rights.is_writable_and_executable());
+                assert!(!shared.is_some_and(|s| s.rights.is_writable_and_executable()));
+                continue;
+            }
+            let Some(shared) = shared else {
+                assert!(private.is_none_or(|p| !p.rights.contains(Access::EXEC_KERNEL)));
+                continue;
+            };
+            let private = private.unwrap();
+            assert_eq!(
+                gpa - private.base + private.frame,
+                gpa - shared.base + shared.frame
+            );
+            assert_eq!(private.rights, shared.rights, "{gpa:#x}");
+            assert_eq!(private.memory_type, shared.memory_type, "{gpa:#x}");
+        }
+    }
+}
+
+fn state(state: PageState) -> Soft {
+    Soft {
+        state,
+        ..Soft::default()
+    }
+}
+
+#[test]
+fn one_page_has_both_rights_and_all_else_is_shared() {
+    let bench = bench();
+    let page = 5 * GB + 3 * 2 * MB + 0x7000;
+    let neighbour = Gpa::new(page + 0x1000);
+    let _ = bench
+        .space
+        .set_state(Gpa::new(page), state(PageState::Stepping))
+        .unwrap();
+    let _ = bench
+        .space
+        .set_state(neighbour, state(PageState::Executable))
+        .unwrap();
+    let used = bench.space.pool().used();
+    let root = bench
+        .path
+        .build(&bench.space, &[(Gpa::new(page), Access::all())])
+        .unwrap();
+    assert_eq!(root, bench.path.root());
+    assert_ne!(root, bench.space.root());
+    assert_eq!(bench.space.pool().used(), used);
+    bench.check(&[page]);
+    let seen = bench.private(neighbour.as_u64()).unwrap();
+    assert!(seen.rights.contains(Access::EXEC_KERNEL));
+}
+
+#[test]
+fn large_leaves_are_split_privately() {
+    let bench = bench();
+    for page in [6 * GB + 2 * MB, 0x7000, 5 * GB - 0x1000] {
+        assert!(bench.shared(page).unwrap().bytes > 4096);
+        let page = [(Gpa::new(page), Access::all())];
+        bench.path.build(&bench.space, &page).unwrap();
+        bench.check(&[page[0].0.as_u64()]);
+        // The shared tables keep their large leaf.
+        assert!(bench.shared(page[0].0.as_u64()).unwrap().bytes > 4096);
+    }
+    // Not mapped yet at all.
+    let page = 100 * GB + 0x5000;
+    bench
+        .path
+        .build(&bench.space, &[(Gpa::new(page), Access::all())])
+        .unwrap();
+    bench.check(&[page]);
+    assert_eq!(bench.shared(page), None);
+}
+
+#[test]
+fn several_pages_fit_as_long_as_the_tables_suffice() {
+    let bench = bench();
+    let build = |pages: &[u64]| {
+        let pages: Vec<_> = pages
+            .iter()
+            .map(|&gpa| (Gpa::new(gpa), Access::all()))
+            .collect();
+        bench.path.build(&bench.space, &pages)
+    };
+    // Four pages in one table, and two at far ends of the address space.
+    for pages in [
+        vec![GB, GB + 0x1000, GB + 0x2000, GB + 0x1f_f000],
+        vec![GB, GB + 2 * MB, GB + 4 * MB, GB + 6 * MB],
+        vec![0x1000, 700 * GB],
+        vec![GB, 3 * GB],
+    ] {
+        assert!(build(&pages).is_ok(), "{pages:?}");
+        bench.check(&pages);
+    }
+    assert_eq!(build(&[GB, 3 * GB, 5 * GB, 7 * GB]), Err(NoRoom));
+    assert!(bench.path.is_stale(&bench.space));
+    assert_eq!(build(&[1 << 40]), Err(NoRoom));
+    // A refusal is not the end of the path.
+    assert!(build(&[GB]).is_ok());
+    bench.check(&[GB]);
+}
+
+#[test]
+fn a_change_of_the_shared_tables_makes_it_stale() {
+    let bench = bench();
+    let page = Gpa::new(GB);
+    assert!(bench.path.is_stale(&bench.space));
+    let pages = [(page, Access::all())];
+    bench.path.build(&bench.space, &pages).unwrap();
+    assert!(!bench.path.is_stale(&bench.space));
+    let neighbour = Gpa::new(GB + 0x1000);
+    let _ = bench
+        .space
+        .set_state(neighbour, state(PageState::Executable))
+        .unwrap();
+    assert!(bench.path.is_stale(&bench.space));
+    bench.path.build(&bench.space, &pages).unwrap();
+    assert!(!bench.path.is_stale(&bench.space));
+    bench.check(&[GB]);
+}
+
+#[test]
+fn a_path_needs_seven_aligned_tables() {
+    let mut memory = Memory::new();
+    let (base, tables) = memory.add(0x1000_0000, 8);
+    assert!(PrivatePath::in_chunk(base, tables).is_some());
+    assert!(PrivatePath::in_chunk(base, &tables[..6]).is_none());
+    assert!(PrivatePath::in_chunk(base, &[]).is_none());
+    assert!(PrivatePath::in_chunk(Hpa::new(0x1000_0800), tables).is_none());
+}

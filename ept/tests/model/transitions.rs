@@ -1,0 +1,248 @@
+//! All plans, walked exhaustively on a machine that knows rights only.
+
+use ept::entry::Access;
+use ept::wx::{
+    Count, EXEMPT_AFTER, PageState, Plan, STEP_AFTER, Step, WriteFacts, cooled, on_fetch,
+    on_review, on_write,
+};
+
+const STATES: [PageState; 4] = [
+    PageState::Writable,
+    PageState::Executable,
+    PageState::Stepping,
+    PageState::Exempt,
+];
+
+/// What any core may be able to do: the shared rights, and those that were
+/// revoked but may still be cached somewhere.
+struct Page {
+    shared: Access,
+    stale: Access,
+}
+
+impl Page {
+    fn possible(&self) -> Access {
+        self.shared | self.stale
+    }
+}
+
+fn writes() -> impl Iterator<Item = WriteFacts> {
+    (0..=255).flat_map(|bounces| {
+        (0..8).map(move |flags| WriteFacts {
+            page_walk: flags & 1 != 0,
+            same_page: flags & 2 != 0,
+            can_step: flags & 4 != 0,
+            bounces,
+        })
+    })
+}
+
+/// Every plan there is, with the state that it starts from.
+fn plans() -> Vec<(PageState, Plan, Option<WriteFacts>)> {
+    let mut plans = Vec::new();
+    for state in STATES {
+        plans.push((state, on_fetch(state), None));
+        plans.push((state, on_review(state), None));
+        for facts in writes() {
+            plans.push((state, on_write(state, facts), Some(facts)));
+        }
+    }
+    plans
+}
+
+#[test]
+fn no_step_of_any_plan_lets_a_page_be_written_and_executed() {
+    for separate_user in [false, true] {
+        for (start, plan, facts) in plans() {
+            let Plan::Run { steps, .. } = plan else {
+                continue;
+            };
+            let mut page = Page {
+                shared: start.access(separate_user),
+                stale: Access::empty(),
+            };
+            let mut last = start;
+            for step in steps {
+                match *step {
+                    Step::Revoke(state) => {
+                        let rights = state.access(separate_user);
+                        // A revoke gives nothing.
+                        assert!(page.shared.contains(rights), "{start:?} {facts:?}");
+                        page.stale |= page.shared - rights;
+                        page.shared = rights;
+                        last = state;
+                    }
+                    Step::Acknowledge => page.stale = Access::empty(),
+                    Step::Capture | Step::Inspect | Step::Compare | Step::Decide => {
+                        // What is looked at cannot change, nor run, meanwhile.
+                        assert!(
+                            !page
+                                .possible()
+                                .intersects(Access::WRITE | Access::EXEC_KERNEL),
+                            "{start:?} {facts:?} {step:?}"
+                        );
+                    }
+                    Step::StepPrivately => {
+                        // Only the stepping core may write or execute.
+                        assert_eq!(page.possible(), Access::READ, "{start:?} {facts:?}");
+                        assert!(facts.is_some_and(|facts| facts.can_step));
+                    }
+                    Step::Grant(state) => {
+                        let rights = state.access(separate_user);
+                        // What is taken was acknowledged: nothing stale is left,
+                        // and a grant takes nothing.
+                        assert!(page.stale.is_empty(), "{start:?} {facts:?}");
+                        assert!(rights.contains(page.shared));
+                        page.shared = rights;
+                        last = state;
+                    }
+                }
+                assert!(
+                    start == PageState::Exempt
+                        || last == PageState::Exempt
+                        || !page.possible().is_writable_and_executable(),
+                    "{start:?} {facts:?} {step:?}"
+                );
+            }
+            // A plan ends at rest, with nothing left to be flushed.
+            assert!(page.stale.is_empty());
+            assert_ne!(last, PageState::Stepping);
+            assert!(matches!(steps.last(), Some(Step::Grant(_))));
+        }
+    }
+}
+
+#[test]
+fn code_is_looked_at_before_it_may_run_and_writes_are_recorded() {
+    let order = |steps: &[Step], wanted: &[Step]| {
+        let mut at = steps.iter();
+        wanted.iter().all(|w| at.any(|s| s == w))
+    };
+    for (start, plan, facts) in plans() {
+        let Plan::Run { steps, .. } = plan else {
+            continue;
+        };
+        let admits = steps.contains(&Step::Grant(PageState::Executable));
+        let stepped = steps.contains(&Step::StepPrivately);
+        if admits && !stepped {
+            assert!(order(
+                steps,
+                &[Step::Acknowledge, Step::Inspect, Step::Decide]
+            ));
+        }
+        if stepped {
+            assert!(order(
+                steps,
+                &[
+                    Step::Acknowledge,
+                    Step::Capture,
+                    Step::StepPrivately,
+                    Step::Compare,
+                    Step::Decide
+                ]
+            ));
+        }
+        if let Some(facts) = facts
+            && start == PageState::Executable
+        {
+            // All but the processor's own writes leave a record.
+            assert_eq!(
+                steps.contains(&Step::Decide) && steps.contains(&Step::Capture),
+                !facts.page_walk
+            );
+        }
+    }
+}
+
+#[test]
+fn each_violation_makes_progress() {
+    for state in STATES {
+        let rights = state.access(true);
+        match on_fetch(state) {
+            Plan::Retry => assert!(rights.contains(Access::EXEC_KERNEL)),
+            Plan::Wait => assert_eq!(state, PageState::Stepping),
+            Plan::Run { steps, .. } => {
+                assert_eq!(steps.last(), Some(&Step::Grant(PageState::Executable)));
+            }
+        }
+        for facts in writes() {
+            match on_write(state, facts) {
+                Plan::Retry => assert!(rights.contains(Access::WRITE)),
+                Plan::Wait => assert_eq!(state, PageState::Stepping),
+                Plan::Run { steps, .. } => {
+                    // Either the write is allowed afterwards or it is done.
+                    let Some(Step::Grant(end)) = steps.last() else {
+                        panic!("{facts:?}");
+                    };
+                    assert!(
+                        end.access(true).contains(Access::WRITE)
+                            || steps.contains(&Step::StepPrivately)
+                    );
+                    // A page that writes itself must not turn round for ever.
+                    if facts.same_page && !facts.page_walk {
+                        assert_ne!(*end, PageState::Writable, "{facts:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A writer and a fetcher that never stop: the page turns a few times, is
+/// stepped for a while and then given up.
+#[test]
+fn a_quarrel_ends() {
+    for can_step in [false, true] {
+        let (mut state, mut bounces, mut turns, mut steps_taken) =
+            (PageState::Writable, 0_u8, 0, 0);
+        for _ in 0..1000 {
+            let facts = WriteFacts {
+                can_step,
+                bounces,
+                ..WriteFacts::default()
+            };
+            for plan in [on_fetch(state), on_write(state, facts)] {
+                if let Plan::Run { steps, count } = plan
+                    && let Some(Step::Grant(end)) = steps.last()
+                {
+                    if steps.contains(&Step::StepPrivately) {
+                        steps_taken += 1;
+                    } else {
+                        turns += 1;
+                    }
+                    state = *end;
+                    bounces = count.apply(bounces);
+                }
+            }
+        }
+        assert_eq!(state, PageState::Exempt);
+        let limit = u32::from(if can_step { STEP_AFTER } else { EXEMPT_AFTER });
+        assert!(turns <= 2 * limit + 2, "{turns}");
+        assert_eq!(
+            steps_taken,
+            if can_step {
+                u32::from(EXEMPT_AFTER - STEP_AFTER)
+            } else {
+                0
+            }
+        );
+        // A review brings it back under watch, with a clean counter.
+        let Plan::Run { steps, count } = on_review(state) else {
+            panic!();
+        };
+        assert_eq!(steps.last(), Some(&Step::Grant(PageState::Executable)));
+        assert_eq!(count, Count::Clear);
+        assert_eq!(count.apply(bounces), 0);
+    }
+    assert_eq!(Count::Add.apply(255), 255);
+    assert_eq!(cooled(9), 4);
+}
+
+#[test]
+fn states_survive_their_two_bits() {
+    for state in STATES {
+        assert_eq!(PageState::from_bits(state.bits()), state);
+        assert_eq!(PageState::from_bits(state.bits() | 0xfc), state);
+    }
+    assert_eq!(PageState::default(), PageState::Writable);
+}
