@@ -27,5 +27,25 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod apic;
+pub mod counters;
+pub mod emulate;
+pub mod error;
+pub mod event;
+pub mod host;
+pub mod hypercall;
+pub mod hypervisor;
+pub mod instr;
+pub mod launch;
+pub mod ledger;
+pub mod memory;
 pub mod monitor;
+pub mod percpu;
 pub mod platform;
+pub mod shootdown;
+pub mod step;
+pub mod trace;
+pub mod transition;
+pub mod violation;
+pub mod vmx;
+pub mod walk;

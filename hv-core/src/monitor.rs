@@ -38,6 +38,8 @@ pub struct Fault {
     pub rflags: u64,
     /// CR3 with its low bits as the guest has it.
     pub cr3: u64,
+    /// CR4 as the guest sees it.
+    pub cr4: u64,
     /// Current privilege level, 0 to 3.
     pub cpl: u8,
     /// In 64-bit mode (CS.L = 1, paging on).

@@ -1,0 +1,100 @@
+//! What happens when something interrupts root mode: NMIs and exceptions.
+//!
+//! An **NMI** is a kick from another core, or the guest's own. A kick is answered
+//! at once: invalidate and acknowledge, whatever was interrupted, since a core in
+//! root mode uses no nested translation. While a step is under way the answer
+//! waits for the step's end, because the private path may hold rights that were
+//! just revoked. A guest's NMI is counted for the exit path to inject.
+//!
+//! An **exception** is expected at the instructions of `instr`'s table only; any
+//! other is a defect of ours. Then the core records it, stops watching pages,
+//! and gives the guest a double fault, so that the operating system writes its
+//! dump: better than a machine that stands still.
+
+use core::sync::atomic::Ordering;
+
+use crate::counters::Counters;
+use crate::percpu::{Core, CrashRecord};
+use crate::vmx::vcpu;
+use crate::{instr, shootdown};
+
+/// Stack frame of an exception, as the stubs complete it.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ExceptionFrame {
+    vector: u64,
+    error_code: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+#[unsafe(no_mangle)]
+extern "win64" fn hvdetect_root_nmi(in_resume_window: u64) {
+    // SAFETY: the stubs run with the core's GS base.
+    let core = unsafe { current() };
+    let state = &core.state;
+    if state.kick.swap(false, Ordering::AcqRel) {
+        Counters::bump(&core.counters().kicks_taken);
+        if !state.stepping.load(Ordering::Acquire) {
+            shootdown::serve(core);
+            return;
+        }
+        state.look_again.store(1, Ordering::Release);
+        // The step ends after one instruction, so no exit has to be forced.
+        return;
+    }
+    state.guest_nmis.fetch_add(1, Ordering::AcqRel);
+    state.look_again.store(1, Ordering::Release);
+    if in_resume_window != 0 {
+        // SAFETY: no VMCS access is under way in the resume window.
+        unsafe { vcpu::open_nmi_window() };
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
+    // SAFETY: the stubs run with the core's GS base.
+    let core = unsafe { current() };
+    if matches!(frame.vector, 6 | 13)
+        && let Some(landing) = instr::fixup(frame.rip)
+    {
+        Counters::bump(&core.counters().recovered);
+        frame.rip = landing;
+        return;
+    }
+    // SAFETY: reads CR2 at CPL 0.
+    let address = unsafe { instr::cr2() };
+    core.state.crash.set(CrashRecord {
+        cause: 1,
+        number: frame.vector,
+        rip: frame.rip,
+        detail: frame.error_code,
+        address,
+    });
+    crate::trace!(
+        "root exception",
+        frame.vector,
+        frame.rip,
+        address,
+        frame.error_code,
+        frame.rsp
+    );
+    // SAFETY: root mode with a current VMCS; nothing of the interrupted code is
+    // gone back to.
+    unsafe { vcpu::give_up(core) }
+}
+
+/// The core that runs this.
+///
+/// # Safety
+/// Root mode: the GS base is the core's own.
+#[must_use]
+pub unsafe fn current<'a>() -> &'a Core {
+    // SAFETY: GS:0 holds the address of the core's own state.
+    let this = unsafe { instr::gs_self() };
+    // SAFETY: the region lives for as long as the core is in root mode.
+    unsafe { &*(this as *const Core) }
+}

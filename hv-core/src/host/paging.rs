@@ -1,0 +1,182 @@
+//! The host's page tables: four levels of 4 KB pages, built once at
+//! PASSIVE_LEVEL, read by every core in root mode.
+//!
+//! They map the private copy of the driver image, the private and the shared
+//! regions, each at the address that it has in the system's address space, and
+//! nothing else: a stray pointer in root mode faults instead of reading the
+//! guest. After start only the last-level entries of windows change, each by the
+//! one core that owns the window.
+//!
+//! The tables themselves are a slice of our own; children are found by index,
+//! never by dereferencing a physical address.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Present.
+pub const PRESENT: u64 = 1;
+/// Writable.
+pub const WRITABLE: u64 = 1 << 1;
+/// PWT and PCD: PAT entry 3, uncached as the processor and Windows set it up.
+pub const UNCACHED: u64 = 1 << 3 | 1 << 4;
+/// Accessed and dirty, set in advance so that no walk writes.
+const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+/// No execute.
+pub const NO_EXECUTE: u64 = 1 << 63;
+
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+const ENTRIES: usize = 512;
+
+/// One page of page-table entries.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct HostTable([AtomicU64; ENTRIES]);
+
+impl HostTable {
+    fn entry(&self, index: usize) -> &AtomicU64 {
+        &self.0[index & (ENTRIES - 1)]
+    }
+}
+
+/// A set of page tables under construction or in use.
+#[derive(Debug)]
+pub struct HostSpace<'a> {
+    tables: &'a [HostTable],
+    base: u64,
+    used: usize,
+}
+
+impl<'a> HostSpace<'a> {
+    /// Takes zeroed, physically contiguous tables whose first lies at physical
+    /// address `base`. `None` without any table.
+    #[must_use]
+    pub fn new(tables: &'a [HostTable], base: u64) -> Option<Self> {
+        (!tables.is_empty()).then_some(Self {
+            tables,
+            base,
+            used: 1,
+        })
+    }
+
+    /// An upper bound for the tables that mapping a range of `bytes` bytes takes.
+    #[must_use]
+    pub const fn tables_for(bytes: usize) -> usize {
+        // A last-level table a 2 MB, one more for a range that is not aligned, and
+        // two of each level above it in case the range crosses their borders.
+        bytes / (2 << 20) + 2 + 4
+    }
+
+    /// Physical address of the top table, for CR3.
+    #[must_use]
+    pub const fn root(&self) -> u64 {
+        self.base
+    }
+
+    /// Tables in use.
+    #[must_use]
+    pub const fn used(&self) -> usize {
+        self.used
+    }
+
+    fn child(&self, entry: u64) -> Option<&'a HostTable> {
+        let offset = (entry & ADDRESS).checked_sub(self.base)?;
+        self.tables.get(usize::try_from(offset / 4096).ok()?)
+    }
+
+    /// Maps one 4 KB page. `false` when the tables are used up.
+    #[must_use]
+    pub fn map(&mut self, va: u64, pa: u64, flags: u64) -> bool {
+        let Some(mut table) = self.tables.first() else {
+            return false;
+        };
+        for level in [39, 30, 21] {
+            let entry = table.entry(index(va, level));
+            let mut value = entry.load(Ordering::Relaxed);
+            if value & PRESENT == 0 {
+                if self.used >= self.tables.len() {
+                    return false;
+                }
+                value = (self.base + self.used as u64 * 4096) | PRESENT | WRITABLE | ACCESSED_DIRTY;
+                self.used += 1;
+                entry.store(value, Ordering::Relaxed);
+            }
+            let Some(next) = self.child(value) else {
+                return false;
+            };
+            table = next;
+        }
+        table
+            .entry(index(va, 12))
+            .store((pa & ADDRESS) | flags | ACCESSED_DIRTY, Ordering::Release);
+        true
+    }
+
+    /// The last-level entry of an address whose tables exist.
+    #[must_use]
+    pub fn entry(&self, va: u64) -> Option<&'a AtomicU64> {
+        let mut table = self.tables.first()?;
+        for level in [39, 30, 21] {
+            let value = table.entry(index(va, level)).load(Ordering::Relaxed);
+            if value & PRESENT == 0 {
+                return None;
+            }
+            table = self.child(value)?;
+        }
+        Some(table.entry(index(va, 12)))
+    }
+}
+
+fn index(va: u64, shift: u32) -> usize {
+    ((va >> shift) & 511) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn tables(count: usize) -> Vec<HostTable> {
+        (0..count)
+            .map(|_| HostTable([const { AtomicU64::new(0) }; ENTRIES]))
+            .collect()
+    }
+
+    #[test]
+    fn a_mapped_page_is_found_with_its_flags() {
+        let tables = tables(8);
+        let mut space = HostSpace::new(&tables, 0x10_0000).unwrap();
+        let va = 0xFFFF_F805_1234_5000;
+        assert!(space.map(va, 0xABC_D000, PRESENT | WRITABLE | NO_EXECUTE));
+        let entry = space.entry(va).unwrap().load(Ordering::Relaxed);
+        assert_eq!(entry & ADDRESS, 0xABC_D000);
+        assert_ne!(entry & NO_EXECUTE, 0);
+        assert_eq!(
+            space.entry(va + 0x1000).unwrap().load(Ordering::Relaxed),
+            0,
+            "the neighbour stays unmapped"
+        );
+        assert!(space.entry(0x1000).is_none());
+    }
+
+    #[test]
+    fn the_bound_on_tables_holds() {
+        for (va, bytes) in [
+            (0xFFFF_F805_1234_5000_u64, 0x1000_usize),
+            (0xFFFF_F805_3FFF_F000, 0x40_0000),
+            (0xFFFF_FFFF_8000_0000 - 0x2000, 0x20_3000),
+        ] {
+            let count = 1 + HostSpace::tables_for(bytes);
+            let tables = tables(count);
+            let mut space = HostSpace::new(&tables, 0).unwrap();
+            for page in 0..(bytes / 4096) as u64 {
+                assert!(space.map(va + page * 4096, page * 4096, PRESENT));
+            }
+        }
+    }
+
+    #[test]
+    fn running_out_of_tables_is_told() {
+        let tables = tables(3);
+        let mut space = HostSpace::new(&tables, 0).unwrap();
+        assert!(!space.map(0x1000, 0x1000, PRESENT));
+    }
+}

@@ -1,0 +1,851 @@
+//! Taking all cores over as one, and giving them back.
+//!
+//! Guest context at PASSIVE_LEVEL. The phases: every core is **probed** without
+//! any change; everything is **allocated** and built; each core is **launched** in
+//! turn. Any failure gives back the cores that had been taken over, then the
+//! memory: the machine is as before. After the first core has been launched no
+//! private memory is touched from here on a core that is a guest.
+
+use core::sync::atomic::{AtomicBool, AtomicU64};
+
+use ept::addr::{Gpa, Hpa, Pfn};
+use ept::entry::{Access, EptFormat, Soft};
+use ept::memtype::MtrrState;
+use ept::pool::{MAX_CHUNKS, Pool};
+use ept::space::Space;
+use ept::table::Table;
+use ept::wx::PageState;
+
+use crate::counters::{Counters, Totals};
+use crate::emulate::msr::{FEATURE_CONTROL, fill_bitmap};
+use crate::error::{StartError, Step};
+use crate::host::descriptors::{
+    IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, Tss, fill_gdt, gate, tss_descriptor,
+};
+use crate::host::paging::{HostSpace, HostTable};
+use crate::host::window::Window;
+use crate::hypercall::{self, Figure};
+use crate::hypervisor::{Hypervisor, MAX_CORES};
+use crate::instr::{self, VmFail};
+use crate::ledger::{Ledger, Visibility};
+use crate::monitor::Monitor;
+use crate::percpu::{Core, INTERRUPT_STACK_BYTES};
+use crate::platform::{ImageSection, MAX_IMAGE_SECTIONS, Platform, Ram, Region};
+use crate::vmx::caps::{Controls, Pretend};
+use crate::vmx::entry::{self, LaunchFailure};
+use crate::vmx::probe::{self, Probe};
+use crate::vmx::vcpu;
+
+/// How to start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Abilities to be treated as absent.
+    pub pretend: Pretend,
+}
+
+/// Memory for the monitor, while it is being built.
+pub struct Memory<'a> {
+    platform: &'a dyn Platform,
+    ledger: &'a mut Ledger,
+}
+
+impl Memory<'_> {
+    /// A block that only root mode sees once the cores have been taken over.
+    pub fn private(&mut self, bytes: usize) -> Option<Region> {
+        self.ledger
+            .allocate(self.platform, bytes, Visibility::Private)
+    }
+
+    /// A block that both sides see.
+    pub fn shared(&mut self, bytes: usize) -> Option<Region> {
+        self.ledger
+            .allocate(self.platform, bytes, Visibility::Shared)
+    }
+}
+
+impl core::fmt::Debug for Memory<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Memory").finish_non_exhaustive()
+    }
+}
+
+/// The hypervisor, running on all cores. Held by the driver in guest context.
+#[derive(Debug)]
+pub struct Machine<P: Platform> {
+    platform: P,
+    ledger: Ledger,
+    counters: Region,
+    secret: [u64; 2],
+    cores: u32,
+    controls: Controls,
+}
+
+/// What the running hypervisor tells about itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Status {
+    /// Number of cores.
+    pub cores: u32,
+    /// The controls in use.
+    pub controls: Controls,
+    /// Counters, summed over all cores.
+    pub totals: Totals,
+    /// Mapped 4 KB pages by state: writable, executable, stepping, exempt, hidden.
+    pub pages: [u64; 5],
+    /// 2 MB regions mapped by 4 KB leaves.
+    pub split_2m: u64,
+    /// Nested tables in use.
+    pub tables_used: u64,
+    /// Nested tables left.
+    pub tables_left: u64,
+    /// Private bytes of one core.
+    pub core_bytes: u64,
+    /// Private bytes in all.
+    pub private_bytes: u64,
+    /// Shared bytes in all.
+    pub shared_bytes: u64,
+    /// Root mode failed and stopped watching.
+    pub abandoned: bool,
+}
+
+/// Nested tables beyond those that mapping all RAM takes: for splits.
+const SPARE_TABLES: usize = 192;
+/// The same for each GB of RAM.
+const SPARE_TABLES_PER_GB: usize = 64;
+const MAX_SPARE_TABLES: usize = 4096;
+const CHUNK_TABLES: usize = 256;
+
+impl<P: Platform> Machine<P> {
+    /// Takes over all cores.
+    ///
+    /// `monitor` is called once to build the policy in the memory it asks for;
+    /// `code` gives the frames of all code that is to be executable from the
+    /// start.
+    ///
+    /// # Errors
+    /// Why not; everything is as before, and the platform is handed back.
+    ///
+    /// # Safety
+    /// Guest context, CPL 0, PASSIVE_LEVEL, one start at a time. `monitor` keeps
+    /// the promises of [`Monitor`] and touches, in root mode, only memory that it
+    /// was given here and constants of the driver image.
+    pub unsafe fn start<M: Monitor + 'static>(
+        platform: P,
+        options: Options,
+        monitor: impl FnOnce(&mut Memory<'_>) -> Option<M>,
+        code: &mut dyn Iterator<Item = Pfn>,
+    ) -> Result<Self, (StartError, P)> {
+        let probe = match probe_all(&platform, options.pretend) {
+            Ok(probe) => probe,
+            Err(error) => return Err((error, platform)),
+        };
+        let Some(mut ledger) = Ledger::new(&platform) else {
+            return Err((StartError::NoMemory, platform));
+        };
+        let built = build(&platform, &mut ledger, &probe, monitor, code);
+        let done = built.and_then(|built| {
+            launch_all(&platform, &built)?;
+            Ok(built)
+        });
+        match done {
+            Ok(built) => Ok(Self {
+                cores: platform.cpu_count(),
+                platform,
+                ledger,
+                counters: built.counters,
+                secret: built.secret,
+                controls: probe.controls,
+            }),
+            Err(error) => {
+                // SAFETY: every core that was taken over has been given back.
+                unsafe { ledger.release(&platform) };
+                Err((error, platform))
+            }
+        }
+    }
+
+    /// Gives all cores and all memory back.
+    ///
+    /// # Errors
+    /// A core could not be reached; it is still a guest, so nothing was freed and
+    /// the machine goes on being watched as far as it is.
+    pub fn stop(self) -> Result<P, (StartError, Self)> {
+        for core in 0..self.cores {
+            if !give_back(&self.platform, core, self.secret) {
+                return Err((StartError::Unreachable { core }, self));
+            }
+        }
+        let Self {
+            platform, ledger, ..
+        } = self;
+        // SAFETY: every core has left.
+        unsafe { ledger.release(&platform) };
+        Ok(platform)
+    }
+
+    /// Hands data to the monitor, page by page, then makes it current. `false`
+    /// when root mode refuses it.
+    #[must_use]
+    pub fn publish(&self, data: &[u8]) -> bool {
+        let mut page = Aligned([0; 4096]);
+        for (index, chunk) in data.chunks(4096).enumerate() {
+            page.0.fill(0);
+            for (to, from) in page.0.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            let address = &raw const page as u64;
+            // SAFETY: this core is a guest: all are, and none leaves meanwhile.
+            let answer =
+                unsafe { instr::vmcall(self.secret, hypercall::PUBLISH, index as u64, address) };
+            if answer != hypercall::OK {
+                return false;
+            }
+        }
+        // SAFETY: as above.
+        let answer = unsafe { instr::vmcall(self.secret, hypercall::COMMIT, data.len() as u64, 0) };
+        answer == hypercall::OK
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let measure = |figure: Figure| {
+            // SAFETY: this core is a guest.
+            unsafe { instr::vmcall(self.secret, hypercall::MEASURE, figure as u64, 0) }
+        };
+        let mut totals = Totals::zero();
+        for core in 0..self.cores {
+            totals.add(counters(self.counters, core));
+        }
+        Status {
+            cores: self.cores,
+            controls: self.controls,
+            totals,
+            pages: [
+                measure(Figure::Writable),
+                measure(Figure::Executable),
+                measure(Figure::Stepping),
+                measure(Figure::Exempt),
+                measure(Figure::Hidden),
+            ],
+            split_2m: measure(Figure::Split2M),
+            tables_used: measure(Figure::TablesUsed),
+            tables_left: measure(Figure::TablesLeft),
+            core_bytes: size_of::<Core>() as u64,
+            private_bytes: self.ledger.bytes(Visibility::Private) as u64,
+            shared_bytes: self.ledger.bytes(Visibility::Shared) as u64,
+            abandoned: measure(Figure::Abandoned) != 0,
+        }
+    }
+
+    /// The platform.
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+}
+
+#[repr(align(4096))]
+struct Aligned([u8; 4096]);
+
+fn counters<'a>(region: Region, core: u32) -> &'a Counters {
+    let address = region.va + u64::from(core) * size_of::<Counters>() as u64;
+    // SAFETY: the region holds one structure for each core, all atomics, and is
+    // freed only after the machine has been stopped.
+    unsafe { &*(address as *const Counters) }
+}
+
+/// What is left to do once everything is built.
+struct Built {
+    hypervisor: *const Hypervisor,
+    cores: [*const Core; MAX_CORES],
+    counters: Region,
+    secret: [u64; 2],
+}
+
+#[inline(never)]
+fn probe_all(platform: &dyn Platform, pretend: Pretend) -> Result<Probe, StartError> {
+    let count = platform.cpu_count();
+    if count == 0 || count as usize > MAX_CORES {
+        return Err(StartError::Cores);
+    }
+    let mut first: Option<Probe> = None;
+    for core in 0..count {
+        let mut result = Err(StartError::Unreachable { core });
+        let reached = platform.run_on(core, &mut || {
+            // SAFETY: CPL 0 is the platform's.
+            result = unsafe { probe::probe(pretend) };
+        });
+        if !reached {
+            return Err(StartError::Unreachable { core });
+        }
+        let probe = result?;
+        match first {
+            None => first = Some(probe),
+            Some(first) if first.feature_control != probe.feature_control => {
+                return Err(StartError::UnequalFirmware);
+            }
+            Some(first) if first != probe => return Err(StartError::MissingControl),
+            Some(_) => {}
+        }
+    }
+    first.ok_or(StartError::Cores)
+}
+
+#[inline(never)]
+fn build<M: Monitor + 'static>(
+    platform: &dyn Platform,
+    ledger: &mut Ledger,
+    probe: &Probe,
+    monitor: impl FnOnce(&mut Memory<'_>) -> Option<M>,
+    code: &mut dyn Iterator<Item = Pfn>,
+) -> Result<Built, StartError> {
+    let count = platform.cpu_count();
+    let ram = platform.ram().ok_or(StartError::MemoryMap)?;
+    let mut sections = [ImageSection::default(); MAX_IMAGE_SECTIONS];
+    let section_count = platform.image_sections(&mut sections);
+    let sections = sections.get(..section_count).ok_or(StartError::Image)?;
+    let image = (
+        sections
+            .iter()
+            .map(|s| s.va)
+            .min()
+            .ok_or(StartError::Image)?,
+        sections
+            .iter()
+            .map(|s| s.va + s.bytes as u64)
+            .max()
+            .ok_or(StartError::Image)?,
+    );
+
+    let dummy = take(platform, ledger, 4096, Visibility::Plain)?;
+    let region = take(
+        platform,
+        ledger,
+        size_of::<Hypervisor>(),
+        Visibility::Private,
+    )?;
+    let hypervisor = region.va as *mut Hypervisor;
+    let idt = take(platform, ledger, 4096, Visibility::Private)?;
+    let bitmap = take(platform, ledger, 4096, Visibility::Private)?;
+    let counter_region = take(
+        platform,
+        ledger,
+        count as usize * size_of::<Counters>(),
+        Visibility::Shared,
+    )?;
+    let mut cores = [core::ptr::null::<Core>(); MAX_CORES];
+    for slot in cores.iter_mut().take(count as usize) {
+        *slot = take(platform, ledger, size_of::<Core>(), Visibility::Private)?.va as *const Core;
+    }
+    // SAFETY: the block is large enough, page-aligned, zeroed and nobody else's;
+    // zero is a valid value of every field that is not set below.
+    unsafe { set_mtrr(hypervisor, probe.phys_bits) };
+    // SAFETY: as above.
+    unsafe { set_fields(hypervisor, platform, probe, image, &ram, &cores, count) };
+
+    let monitor = monitor(&mut Memory { platform, ledger }).ok_or(StartError::NoMemory)?;
+    let monitor_region = take(platform, ledger, size_of::<M>(), Visibility::Private)?;
+    let monitor_at = monitor_region.va as *mut M;
+    // SAFETY: the block is large enough and page-aligned.
+    unsafe { monitor_at.write(monitor) };
+    // SAFETY: just written; the block outlives every core's stay in root mode.
+    let monitor: &'static M = unsafe { &*monitor_at };
+
+    // SAFETY: a field of a block of our own.
+    let mtrr: &'static MtrrState = unsafe { &(*hypervisor).mtrr };
+    let space = nested(platform, ledger, probe, &ram, mtrr)?;
+    for pfn in code {
+        // Before the launch nothing is cached: no flush is owed.
+        let soft = Soft {
+            state: PageState::Executable,
+            bounces: 0,
+            code: true,
+        };
+        let _ = space
+            .set_state(pfn.gpa(), soft)
+            .map_err(|_| StartError::Tables)?;
+    }
+    let eptp = vcpu::eptp(space.root());
+
+    let host_root = host_tables(platform, ledger, sections, &cores, count)?;
+    for region in ledger.regions(Visibility::Private) {
+        for page in (0..region.bytes as u64).step_by(4096) {
+            let gpa = Gpa::new(region.pa.as_u64() + page);
+            let _ = space
+                .remap(gpa, dummy.pa, Access::RW)
+                .map_err(|_| StartError::Tables)?;
+        }
+    }
+    fill_idt(idt);
+    // SAFETY: a page of our own.
+    let bitmap_page = unsafe { &mut *(bitmap.va as *mut [u8; 4096]) };
+    // SAFETY: a field of a block of our own.
+    let ranges = unsafe { (*hypervisor).variable_ranges };
+    fill_bitmap(bitmap_page, ranges);
+
+    let secret = platform.random();
+    // SAFETY: the block is ours alone until the first launch.
+    let fields = unsafe { &mut *hypervisor };
+    fields.secret = secret;
+    fields.host_cr3 = host_root;
+    fields.idt = idt.va;
+    fields.msr_bitmap = bitmap.pa;
+    fields.eptp = eptp;
+    fields.monitor = Some(monitor);
+    // SAFETY: a zeroed field without a destructor that matters is overwritten.
+    unsafe { (&raw mut fields.space).write(Some(space)) };
+
+    for (index, block) in (0..count).zip(cores) {
+        // SAFETY: one block for each core, ours alone until the launch.
+        let core = unsafe { &*block };
+        let base = platform
+            .physical_address(core::ptr::from_ref::<Core>(core) as u64)
+            .ok_or(StartError::NoMemory)?;
+        set_core(
+            core,
+            index,
+            hypervisor,
+            counters(counter_region, index),
+            base,
+        );
+    }
+    Ok(Built {
+        hypervisor,
+        cores,
+        counters: counter_region,
+        secret,
+    })
+}
+
+fn take(
+    platform: &dyn Platform,
+    ledger: &mut Ledger,
+    bytes: usize,
+    visibility: Visibility,
+) -> Result<Region, StartError> {
+    ledger
+        .allocate(platform, bytes, visibility)
+        .ok_or(StartError::NoMemory)
+}
+
+/// # Safety
+/// `hypervisor` points to a block of its size that nobody else uses.
+#[inline(never)]
+unsafe fn set_mtrr(hypervisor: *mut Hypervisor, phys_bits: u8) {
+    // SAFETY: CPL 0.
+    let raw = unsafe { probe::mtrrs() };
+    let pairs = raw
+        .variable
+        .get(..(raw.count as usize).min(raw.variable.len()))
+        .unwrap_or(&[]);
+    // SAFETY: the caller's promise.
+    let ranges = unsafe { &raw mut (*hypervisor).variable_ranges };
+    // SAFETY: the caller's promise.
+    unsafe { ranges.write(raw.count) };
+    // SAFETY: the caller's promise.
+    let mtrr = unsafe { &raw mut (*hypervisor).mtrr };
+    let state = MtrrState::new(raw.cap, raw.def_type, raw.fixed, pairs, phys_bits);
+    // SAFETY: the caller's promise.
+    unsafe { mtrr.write(state) };
+}
+
+/// # Safety
+/// `hypervisor` points to a zeroed block of its size that nobody else uses, whose
+/// `mtrr` has been set.
+#[inline(never)]
+unsafe fn set_fields(
+    hypervisor: *mut Hypervisor,
+    platform: &dyn Platform,
+    probe: &Probe,
+    image: (u64, u64),
+    ram: &Ram,
+    cores: &[*const Core; MAX_CORES],
+    count: u32,
+) {
+    let _ = platform;
+    macro_rules! set {
+        ($field:ident, $value:expr) => {{
+            // SAFETY: the caller's promise.
+            let field = unsafe { &raw mut (*hypervisor).$field };
+            // SAFETY: the caller's promise.
+            unsafe { field.write($value) };
+        }};
+    }
+    set!(secret, [0; 2]);
+    set!(image, image);
+    set!(controls, probe.controls);
+    set!(cr0_fixed, probe.cr0_fixed);
+    set!(has_debugctl, has_debugctl());
+    set!(host_cr3, 0);
+    set!(idt, 0);
+    set!(msr_bitmap, Hpa::new(0));
+    set!(space, None);
+    set!(eptp, 0);
+    set!(transition, crate::transition::TransitionLock::new());
+    set!(generation, AtomicU64::new(1));
+    set!(ram, *ram);
+    set!(monitor, None);
+    set!(cores, *cores);
+    set!(count, count as usize);
+    set!(abandoned, AtomicBool::new(false));
+}
+
+/// IA32_DEBUGCTL exists on every processor with VMX but not in every emulator:
+/// it came with the Pentium Pro's performance monitoring, which CPUID leaf 10
+/// describes where there is any.
+fn has_debugctl() -> bool {
+    core::arch::x86_64::__cpuid(0).eax >= 10 && core::arch::x86_64::__cpuid(10).eax & 0xFF != 0
+}
+
+#[inline(never)]
+fn nested(
+    platform: &dyn Platform,
+    ledger: &mut Ledger,
+    probe: &Probe,
+    ram: &Ram,
+    mtrr: &'static MtrrState,
+) -> Result<crate::hypervisor::Nested, StartError> {
+    let gigabytes = usize::try_from(ram.end() >> 30).unwrap_or(0) + 1;
+    let spare = (SPARE_TABLES + SPARE_TABLES_PER_GB * gigabytes).min(MAX_SPARE_TABLES);
+    // A directory for each GB, the upper tables, two for each core's block.
+    let wanted = gigabytes + 8 + spare + 2 * platform.cpu_count() as usize;
+    let chunk_tables = CHUNK_TABLES.max(wanted.div_ceil(MAX_CHUNKS));
+    let empty: &'static [Table] = &[];
+    let mut chunks = [(Hpa::new(0), empty); MAX_CHUNKS];
+    let mut used = 0;
+    let mut left = wanted;
+    while left > 0 {
+        let tables = left.min(chunk_tables);
+        let region = take(platform, ledger, tables * 4096, Visibility::Private)?;
+        // SAFETY: the block holds that many zeroed tables and outlives every core's
+        // stay in root mode.
+        let slice = unsafe { core::slice::from_raw_parts(region.va as *const Table, tables) };
+        let slot = chunks.get_mut(used).ok_or(StartError::Tables)?;
+        *slot = (region.pa, slice);
+        used += 1;
+        left -= tables;
+    }
+    let pool = Pool::new(chunks.get(..used).unwrap_or(&[])).ok_or(StartError::Tables)?;
+    let format = EptFormat {
+        mbec: probe.controls.mbec,
+    };
+    let nested = Space::new(format, pool, mtrr, probe.phys_bits, probe.controls.ept_1g)
+        .map_err(|_| StartError::Tables)?;
+    for range in ram.iter() {
+        // Before the launch nothing is cached: no flush is owed.
+        let _ = nested
+            .fill(Gpa::new(range.base)..Gpa::new(range.base + range.bytes))
+            .map_err(|_| StartError::Tables)?;
+    }
+    Ok(nested)
+}
+
+/// Root mode's page tables; returns CR3.
+#[inline(never)]
+fn host_tables(
+    platform: &dyn Platform,
+    ledger: &mut Ledger,
+    sections: &[ImageSection],
+    cores: &[*const Core; MAX_CORES],
+    count: u32,
+) -> Result<u64, StartError> {
+    // Private copies of the image's sections, to be mapped where the image is.
+    let mut copies = [Region {
+        va: 0,
+        pa: Hpa::new(0),
+        bytes: 0,
+    }; MAX_IMAGE_SECTIONS];
+    for (copy, section) in copies.iter_mut().zip(sections) {
+        let bytes = section.bytes.next_multiple_of(4096);
+        *copy = take(platform, ledger, bytes, Visibility::Private)?;
+        // SAFETY: a resident section of our own image, and a block as large.
+        unsafe {
+            core::ptr::copy_nonoverlapping(section.va as *const u8, copy.va as *mut u8, bytes);
+        };
+    }
+    let mapped = |region: &Region| HostSpace::tables_for(region.bytes);
+    let tables: usize = 1
+        + copies.iter().map(mapped).sum::<usize>()
+        + ledger
+            .regions(Visibility::Private)
+            .chain(ledger.regions(Visibility::Shared))
+            .map(|region| mapped(&region))
+            .sum::<usize>();
+    // The tables map themselves, too.
+    let tables = tables + HostSpace::tables_for(tables * 4096) + 1;
+    let region = take(platform, ledger, tables * 4096, Visibility::Private)?;
+    // SAFETY: the block holds that many zeroed tables and outlives every core's
+    // stay in root mode.
+    let slice = unsafe { core::slice::from_raw_parts(region.va as *const HostTable, tables) };
+    let mut space = HostSpace::new(slice, region.pa.as_u64()).ok_or(StartError::Tables)?;
+    let mut map = |va: u64, pa: u64, bytes: usize, flags: u64| {
+        (0..bytes.next_multiple_of(4096) as u64)
+            .step_by(4096)
+            .all(|offset| space.map(va + offset, pa + offset, flags))
+            .then_some(())
+            .ok_or(StartError::Tables)
+    };
+    let data = vcpu::host_page_flags(true, false);
+    for (copy, section) in copies.iter().zip(sections) {
+        let flags = vcpu::host_page_flags(section.writable, section.executable);
+        map(section.va, copy.pa.as_u64(), section.bytes, flags)?;
+    }
+    for region in ledger
+        .regions(Visibility::Private)
+        .chain(ledger.regions(Visibility::Shared))
+    {
+        map(region.va, region.pa.as_u64(), region.bytes, data)?;
+    }
+    for core in cores.iter().take(count as usize) {
+        // SAFETY: one block for each core.
+        let core = unsafe { &**core };
+        for guard in [&raw const core.guard_low, &raw const core.guard_high] {
+            map(guard as u64, 0, 4096, 0)?;
+        }
+        let [apic, show, walk] = &core.windows;
+        for (window, state) in [
+            (apic, &core.state.apic_window),
+            (show, &core.state.data_window),
+            (walk, &core.state.walk_window),
+        ] {
+            let va = &raw const *window as u64;
+            map(va, 0, 4096, 0)?;
+            state.set(None);
+        }
+    }
+    for core in cores.iter().take(count as usize) {
+        // SAFETY: one block for each core.
+        let core = unsafe { &**core };
+        let [apic, show, walk] = &core.windows;
+        for (window, state) in [
+            (apic, &core.state.apic_window),
+            (show, &core.state.data_window),
+            (walk, &core.state.walk_window),
+        ] {
+            let va = &raw const *window as u64;
+            let entry = space.entry(va).ok_or(StartError::Tables)?;
+            state.set(Some(Window::new(va, entry)));
+        }
+    }
+    Ok(space.root())
+}
+
+fn fill_idt(region: Region) {
+    let table = region.va as *mut [u64; 2];
+    for vector in 0..32_u8 {
+        let (handler, ist) = match vector {
+            2 => (entry::nmi_address(), IST_NMI),
+            8 => (entry::exception_address(8), IST_DOUBLE_FAULT),
+            18 => (entry::exception_address(18), IST_MACHINE_CHECK),
+            _ => (entry::exception_address(vector), 0),
+        };
+        // SAFETY: the page holds 256 gates.
+        let slot = unsafe { table.add(usize::from(vector)) };
+        // SAFETY: as above.
+        unsafe { slot.write(gate(handler, instr::cs() & !7, ist)) };
+    }
+}
+
+fn set_core(
+    core: &Core,
+    index: u32,
+    hypervisor: *const Hypervisor,
+    counters: &Counters,
+    base: Hpa,
+) {
+    let offset = |field: u64| base.as_u64() + (field - core::ptr::from_ref::<Core>(core) as u64);
+    let state = &core.state;
+    state.this.set(core::ptr::from_ref::<Core>(core) as u64);
+    state.index.set(index);
+    state.hypervisor.set(hypervisor);
+    state.counters.set(counters);
+    state.vmxon_pa.set(offset(&raw const core.vmxon as u64));
+    state.vmcs_pa.set(offset(&raw const core.vmcs as u64));
+    state
+        .private_base
+        .set(offset(&raw const core.private as u64));
+}
+
+#[inline(never)]
+fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> {
+    let count = platform.cpu_count();
+    for (index, core) in (0..count).zip(built.cores) {
+        let mut result = Err((Step::Enter, VmFail::Invalid));
+        let reached = platform.run_on(index, &mut || {
+            // SAFETY: built for this core; runs on it, at CPL 0.
+            result = unsafe { launch(core, built.hypervisor, built.secret) };
+        });
+        let failed = match result {
+            _ if !reached => Some(StartError::Unreachable { core: index }),
+            Ok(()) => None,
+            Err((step, fail)) => Some(StartError::Core {
+                core: index,
+                step,
+                fail,
+            }),
+        };
+        if let Some(error) = failed {
+            for launched in 0..index {
+                // A core that cannot be reached here was reached a moment ago.
+                let _ = give_back(platform, launched, built.secret);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Takes the running core over.
+///
+/// # Safety
+/// Everything has been built for this core; CPL 0.
+unsafe fn launch(
+    core: *const Core,
+    hypervisor: *const Hypervisor,
+    secret: [u64; 2],
+) -> Result<(), (Step, VmFail)> {
+    // SAFETY: the caller's promise; the core is no guest yet, so it sees its block.
+    let core = unsafe { &*core };
+    // SAFETY: as above.
+    let hypervisor = unsafe { &*hypervisor };
+    let flags = instr::rflags();
+    // SAFETY: set again below.
+    unsafe { instr::cli() };
+    // SAFETY: the caller's promise.
+    let result = unsafe { launch_masked(core, hypervisor, secret) };
+    if flags & 1 << 9 != 0 {
+        // SAFETY: interrupts were allowed before.
+        unsafe { instr::sti() };
+    }
+    result
+}
+
+/// # Safety
+/// As [`launch`], with interrupts off.
+#[inline(never)]
+unsafe fn launch_masked(
+    core: &Core,
+    hypervisor: &Hypervisor,
+    secret: [u64; 2],
+) -> Result<(), (Step, VmFail)> {
+    // SAFETY: reads a register at CPL 0.
+    let cr0 = unsafe { instr::cr0() };
+    // SAFETY: reads a register at CPL 0.
+    let cr4 = unsafe { instr::cr4() };
+    let undo = |step: Step, fail: VmFail| {
+        if step != Step::Enter {
+            // SAFETY: VMXON succeeded on this core.
+            let _ = unsafe { instr::vmxoff() };
+        }
+        // SAFETY: the values from before.
+        unsafe { instr::set_cr4(cr4) };
+        // SAFETY: as above.
+        unsafe { instr::set_cr0(cr0) };
+        Err((step, fail))
+    };
+    // SAFETY: one VMCS and VMXON region for each core.
+    unsafe { prepare(core, hypervisor) };
+    // SAFETY: VMX wants these bits; they are restored on failure and on leaving.
+    unsafe { instr::set_cr0(cr0 | hypervisor.cr0_fixed) };
+    // SAFETY: as above.
+    unsafe { instr::set_cr4(cr4 | 1 << 13) };
+    // SAFETY: CR4.VMXE is set, the region is the core's own.
+    if let Err(fail) = unsafe { instr::vmxon(core.state.vmxon_pa.get()) } {
+        return undo(Step::Enter, fail);
+    }
+    // SAFETY: in VMX operation; the VMCS is the core's own.
+    if let Err(fail) = unsafe { instr::vmclear(core.state.vmcs_pa.get()) } {
+        return undo(Step::Clear, fail);
+    }
+    // SAFETY: as above.
+    if let Err(fail) = unsafe { instr::vmptrld(core.state.vmcs_pa.get()) } {
+        return undo(Step::Load, fail);
+    }
+    // SAFETY: a VMCS is current, interrupts are off, the block is complete.
+    unsafe { vcpu::fill(core, hypervisor, instr::rflags(), cr0) };
+    // SAFETY: root mode; translations of an earlier start may have the same EPTP.
+    unsafe { instr::invept_single(hypervisor.eptp) };
+    // SAFETY: as above.
+    unsafe { instr::invvpid_single(1) };
+    // SAFETY: the VMCS is complete but for RSP and RIP.
+    if let Err(failure) = unsafe { entry::launch() } {
+        let fail = match failure {
+            LaunchFailure::Invalid => VmFail::Invalid,
+            LaunchFailure::Valid => {
+                // SAFETY: VMfailValid: a VMCS is current.
+                let number = unsafe { instr::vmread(0x4400) };
+                #[expect(clippy::cast_possible_truncation, reason = "a 32-bit field")]
+                VmFail::Valid(number as u32)
+            }
+        };
+        return undo(Step::Launch, fail);
+    }
+    // From here on this core is a guest; its private memory is out of reach.
+    // SAFETY: this core is a guest.
+    let answer = unsafe { instr::vmcall(secret, hypercall::ACTIVATE, 0, 0) };
+    debug_assert_eq!(answer, hypercall::OK, "the exit handler knows the secret");
+    Ok(())
+}
+
+/// Fills what only the core itself knows.
+///
+/// # Safety
+/// Runs on the core, interrupts off, before VMXON.
+unsafe fn prepare(core: &Core, hypervisor: &Hypervisor) {
+    let revision = hypervisor.controls.revision;
+    for page in [&raw const core.vmxon, &raw const core.vmcs] {
+        // SAFETY: pages of the core's own, written before the processor uses them.
+        unsafe { page.cast::<u32>().cast_mut().write(revision) };
+    }
+    let stack = |index: usize| {
+        let base = &raw const core.interrupt_stacks as u64;
+        base + ((index + 1) * INTERRUPT_STACK_BYTES) as u64
+    };
+    let descriptors = (&raw const core.descriptors).cast_mut();
+    // SAFETY: the page is the core's own, and nobody uses it yet.
+    let descriptors = unsafe { &mut *descriptors };
+    descriptors.tss = Tss::new(stack(0), stack(1), stack(2));
+    let tss = tss_descriptor(&raw const descriptors.tss as u64, 103);
+    let filled = fill_gdt(
+        &mut descriptors.gdt,
+        instr::cs(),
+        instr::ss(),
+        instr::tr(),
+        tss,
+    );
+    debug_assert!(filled, "64-bit kernel code runs with global selectors");
+    core.state.apic_id.set(apic_id());
+    // SAFETY: IA32_FEATURE_CONTROL exists with VMX.
+    let feature_control = unsafe { instr::rdmsr(FEATURE_CONTROL) };
+    if feature_control & 1 == 0 {
+        // Unlocked by the firmware: VMXON needs it locked with VMX on.
+        // SAFETY: the register is not locked.
+        unsafe { instr::wrmsr(FEATURE_CONTROL, feature_control | 5) };
+    }
+}
+
+/// The local APIC identifier of the running core: 32 bits where the processor has
+/// x2APIC, else 8.
+fn apic_id() -> u32 {
+    if core::arch::x86_64::__cpuid(0).eax >= 0xB {
+        let leaf = core::arch::x86_64::__cpuid_count(0xB, 0);
+        if leaf.ebx != 0 {
+            return leaf.edx;
+        }
+    }
+    core::arch::x86_64::__cpuid(1).ebx >> 24
+}
+
+/// Asks one core to leave. `false` when it cannot be reached.
+fn give_back(platform: &dyn Platform, core: u32, secret: [u64; 2]) -> bool {
+    platform.run_on(core, &mut || {
+        let flags = instr::rflags();
+        // SAFETY: set again below.
+        unsafe { instr::cli() };
+        // SAFETY: this core is a guest.
+        let _ = unsafe { instr::vmcall(secret, hypercall::LEAVE, 0, 0) };
+        if flags & 1 << 9 != 0 {
+            // SAFETY: interrupts were allowed before.
+            unsafe { instr::sti() };
+        }
+    })
+}

@@ -1,0 +1,139 @@
+//! Guest memory as root mode sees it: through windows, RAM only, never faulting.
+
+use ept::addr::{Gpa, Gva};
+
+use crate::monitor::Guest;
+use crate::percpu::Core;
+use crate::walk::{self, Translation};
+
+/// The memory of the guest on one core.
+#[derive(Debug)]
+pub struct GuestMemory<'a> {
+    core: &'a Core,
+    cr3: u64,
+    five_levels: bool,
+}
+
+impl<'a> GuestMemory<'a> {
+    /// The memory as seen with the given CR3 and CR4.
+    #[must_use]
+    pub const fn new(core: &'a Core, cr3: u64, cr4: u64) -> Self {
+        Self {
+            core,
+            cr3,
+            five_levels: cr4 & 1 << 12 != 0,
+        }
+    }
+
+    /// The frame behind a page of guest RAM: the guest's view, so that what is
+    /// hidden from the guest is not shown through root mode either.
+    fn frame(&self, gpa: u64) -> Option<u64> {
+        let hypervisor = self.core.hypervisor();
+        if !hypervisor.ram.contains(gpa) {
+            return None;
+        }
+        match hypervisor.nested()?.lookup(Gpa::new(gpa)) {
+            Some(leaf) => Some((leaf.hpa.as_u64() + (gpa - leaf.gpa.as_u64())) & !0xFFF),
+            None => Some(gpa & !0xFFF),
+        }
+    }
+
+    fn quadword(&self, gpa: u64) -> Option<u64> {
+        let frame = self.frame(gpa)?;
+        let window = self.core.state.walk_window.get()?;
+        let address = window.show(frame) + (gpa & 0xFF8);
+        // SAFETY: the window shows this page of RAM to this core.
+        Some(unsafe { (address as *const u64).read_volatile() })
+    }
+
+    /// Translates a linear address.
+    #[must_use]
+    pub fn translate(&self, gva: Gva) -> Option<Translation> {
+        walk::translate(self.cr3, self.five_levels, gva, |gpa| self.quadword(gpa))
+    }
+
+    /// Address of a page of RAM in the data window, valid until the next use of
+    /// that window on this core.
+    fn show(&self, gpa: Gpa) -> Option<u64> {
+        let frame = self.frame(gpa.page_base().as_u64())?;
+        Some(self.core.state.data_window.get()?.show(frame))
+    }
+
+    /// Copies a page of RAM to memory of ours. `false` when it is no RAM.
+    pub fn copy_page(&self, gpa: Gpa, to: *mut [u8; 4096]) -> bool {
+        let Some(address) = self.show(gpa) else {
+            return false;
+        };
+        // SAFETY: the window shows a whole page; `to` is a whole page of the
+        // caller's; the guest may write the page meanwhile, which a copy of bytes
+        // tolerates.
+        unsafe { core::ptr::copy_nonoverlapping(address as *const u8, to.cast::<u8>(), 4096) };
+        true
+    }
+
+    /// Compares a page of RAM with a copy of ours: the first and the last offset
+    /// that differ, or `None`.
+    #[must_use]
+    pub fn difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
+        let address = self.show(gpa)?;
+        let now = |offset: usize| {
+            // SAFETY: the window shows a whole page; the offset is below 4096.
+            unsafe { ((address + offset as u64) as *const u8).read_volatile() }
+        };
+        let mut first = None;
+        let mut last = 0;
+        for (offset, old) in before.iter().enumerate() {
+            if now(offset) != *old {
+                first.get_or_insert(offset);
+                last = offset;
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+        first.map(|first| (first as u16, last as u16))
+    }
+
+    /// Copies some bytes of a page; bytes past its end are left alone.
+    pub fn bytes(&self, gpa: Gpa, offset: usize, to: &mut [u8]) {
+        let Some(address) = self.show(gpa) else {
+            return;
+        };
+        for (index, byte) in to.iter_mut().enumerate() {
+            let at = offset + index;
+            if at < 4096 {
+                // SAFETY: the window shows a whole page; the offset is below 4096.
+                *byte = unsafe { ((address + at as u64) as *const u8).read_volatile() };
+            }
+        }
+    }
+}
+
+impl Guest for GuestMemory<'_> {
+    fn read_page(&mut self, gpa: Gpa, page: &mut [u8; 4096]) -> bool {
+        self.copy_page(gpa, page)
+    }
+
+    fn read_u64(&mut self, gva: Gva) -> Option<u64> {
+        let first = self.translate(gva)?;
+        if gva.page_offset() <= 4088 {
+            let mut bytes = [0; 8];
+            self.show(first.gpa)?;
+            #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+            self.bytes(first.gpa, gva.page_offset() as usize, &mut bytes);
+            return Some(u64::from_le_bytes(bytes));
+        }
+        // The eight bytes lie in two pages.
+        let mut bytes = [0; 8];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            let at = Gva::new(gva.as_u64().wrapping_add(index as u64));
+            let found = self.translate(at)?;
+            self.show(found.gpa)?;
+            #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+            self.bytes(
+                found.gpa,
+                at.page_offset() as usize,
+                core::slice::from_mut(byte),
+            );
+        }
+        Some(u64::from_le_bytes(bytes))
+    }
+}

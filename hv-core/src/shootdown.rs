@@ -1,0 +1,79 @@
+//! Reaching every core: revoke, kick, wait for every acknowledgement.
+//!
+//! The nested tables have a generation. Who takes a right away raises it, kicks
+//! the other cores by NMI and waits until each has said that it has invalidated
+//! its translations since. An acknowledgement is a store to memory, never the
+//! arrival of an NMI: NMIs coalesce. A core that waits for SIPI runs nothing and
+//! invalidates before it runs again: it counts as quiescent.
+//!
+//! Called in root mode; [`revoke`] with the transition lock held, so that there
+//! is one initiator at a time. A core that waits, for the lock or for
+//! acknowledgements, serves ([`serve`]) meanwhile.
+
+use core::sync::atomic::Ordering;
+
+use crate::apic;
+use crate::counters::Counters;
+use crate::instr;
+use crate::percpu::Core;
+
+/// Rounds of waiting after which a core counts as lost. A core answers from its
+/// NMI handler within a few hundred instructions; this is seconds.
+const PATIENCE: u64 = 1 << 28;
+
+/// Invalidates this core's translations if the tables changed since it last did,
+/// and says so.
+pub fn serve(core: &Core) {
+    let hypervisor = core.hypervisor();
+    let generation = hypervisor.generation.load(Ordering::Acquire);
+    if core.state.acknowledged.load(Ordering::Relaxed) < generation {
+        invalidate(core);
+        core.state.step.stale.set(true);
+        core.state.acknowledged.store(generation, Ordering::Release);
+    }
+}
+
+/// Invalidates everything derived from the shared tables on this core.
+pub fn invalidate(core: &Core) {
+    Counters::bump(&core.counters().invalidations);
+    // SAFETY: root mode; the processor has INVEPT, checked before the launch.
+    unsafe { instr::invept_single(core.hypervisor().eptp) };
+}
+
+/// Makes every core forget rights that have been taken away in the shared
+/// tables. Returns when all have; the transition lock is held.
+pub fn revoke(core: &Core) {
+    let hypervisor = core.hypervisor();
+    let generation = hypervisor.generation.fetch_add(1, Ordering::AcqRel) + 1;
+    // The store of the table entry and of the generation come before the look at
+    // the other cores' states (a core that has just become active looks at the
+    // generation after it has said so).
+    core::sync::atomic::fence(Ordering::SeqCst);
+    for other in hypervisor.cores() {
+        if core::ptr::eq(other, core) || !must_answer(other, generation) {
+            continue;
+        }
+        if !other.state.kick.swap(true, Ordering::AcqRel) {
+            Counters::bump(&core.counters().kicks_sent);
+            apic::send_nmi(core, other.state.apic_id.get());
+        }
+    }
+    serve(core);
+    for other in hypervisor.cores() {
+        let mut rounds = 0;
+        while must_answer(other, generation) {
+            core::hint::spin_loop();
+            rounds += 1;
+            if rounds > PATIENCE {
+                Counters::bump(&core.counters().unanswered);
+                break;
+            }
+        }
+    }
+}
+
+fn must_answer(core: &Core, generation: u64) -> bool {
+    core.state.active.load(Ordering::Acquire)
+        && !core.state.quiescent.load(Ordering::Acquire)
+        && core.state.acknowledged.load(Ordering::Acquire) < generation
+}

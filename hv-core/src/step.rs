@@ -1,0 +1,41 @@
+//! The one-instruction step: state of a core that runs exactly one instruction
+//! on its private path.
+//!
+//! The page (or pages: an instruction may need several) is read-only for every
+//! other core meanwhile. Only the owning core touches this state, in root mode.
+
+use core::cell::Cell;
+
+use ept::addr::Gpa;
+
+use crate::monitor::Fault;
+
+/// The most pages that one instruction is given both rights to.
+pub const MAX_PAGES: usize = 2;
+
+/// A page that is being stepped over.
+#[derive(Debug, Clone, Copy)]
+pub struct StepPage {
+    /// The page.
+    pub gpa: Gpa,
+    /// The instruction lies in this page.
+    pub own_page: bool,
+    /// Bounces to keep with the page.
+    pub bounces: u8,
+    /// The write that led here.
+    pub fault: Fault,
+}
+
+/// The step under way on a core; none when `count` is 0.
+#[derive(Debug)]
+pub struct StepState {
+    /// Pages, the first `count` of which are valid.
+    pub pages: [Cell<Option<StepPage>>; MAX_PAGES],
+    /// Number of pages.
+    pub count: Cell<usize>,
+    /// The shared tables have changed since the private path was built.
+    pub stale: Cell<bool>,
+    /// RFLAGS.TF and RFLAGS.IF as the guest had them, when the step is made by
+    /// the trap flag.
+    pub flags: Cell<u64>,
+}

@@ -1,0 +1,460 @@
+//! The stubs between guest and root mode: VMLAUNCH, VM exit, VMRESUME, leaving,
+//! and the handlers of root mode's own IDT.
+//!
+//! The stack of root mode after an exit, from the top down:
+//!
+//! ```text
+//! STACK_TOP      -8  (padding)
+//!               -48  RIP CS RFLAGS RSP SS   frame of IRETQ, used when leaving
+//! HOST_RSP ->   -48
+//!               -56  RAX RCX RDX R8 R9 R10 R11 RBX       all exits   (GuestRegisters,
+//!              -168  RBP RSI RDI R12 R13 R14 R15         slow exits   lowest first)
+//! ```
+//!
+//! **Two speeds.** The fast handler (`hvdetect_vmx_fast`) answers what is frequent
+//! and simple. It is compiled without touching XMM registers (a test
+//! disassembles it), so only eight general registers are saved for it. What it
+//! does not answer goes to the slow handler, for which the other registers,
+//! XMM0-5 and MXCSR are saved as well; XMM6-15 are preserved by the Microsoft x64
+//! calling convention.
+//!
+//! **The resume window.** Between the last look at `look_again` and VMRESUME an
+//! NMI could arrive that nobody would look at until the next exit. The NMI
+//! handler recognises this window by its RIP; no VMCS access is under way there,
+//! so there, and only there, it may open the NMI window itself.
+//!
+//! **The leave window.** After VMXOFF, while the guest's state is being restored,
+//! the handler cannot use GS; an NMI there is only noted and raised as INT 2 as
+//! soon as the guest's IDT is back.
+
+use core::arch::global_asm;
+use core::cell::Cell;
+
+/// Bytes between the stack's top and HOST_RSP.
+pub const RESERVED_BYTES: usize = 48;
+
+/// General registers of the guest, as the exit stub saves them; RSP is in the
+/// VMCS.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+#[expect(missing_docs, reason = "the registers' names say it")]
+pub struct GuestRegisters {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+}
+
+/// The part that the stub has saved when it calls the fast handler.
+#[repr(C)]
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the registers' names say it")]
+pub struct FastRegisters {
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rdx: u64,
+    pub rcx: u64,
+    pub rax: u64,
+}
+
+/// What the leave stub restores, in the order in which it reads it.
+#[repr(C)]
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the registers' names say it")]
+pub struct LeaveFrame {
+    pub cr4: Cell<u64>,
+    pub cr3: Cell<u64>,
+    /// Limit in the two highest bytes, then the base: LGDT reads from byte 6 on.
+    pub private_gdt: Cell<[u64; 2]>,
+    pub gdt: Cell<[u64; 2]>,
+    pub idt: Cell<[u64; 2]>,
+    pub tr: Cell<u64>,
+    pub ldtr: Cell<u64>,
+    pub ds: Cell<u64>,
+    pub es: Cell<u64>,
+    pub fs: Cell<u64>,
+    pub gs: Cell<u64>,
+    pub fs_base: Cell<u64>,
+    pub gs_base: Cell<u64>,
+    pub rip: Cell<u64>,
+    pub cs: Cell<u64>,
+    pub rflags: Cell<u64>,
+    pub rsp: Cell<u64>,
+    pub ss: Cell<u64>,
+    /// An NMI arrived after VMXOFF, while neither IDT could take it.
+    pub nmi: Cell<u64>,
+}
+
+const _: () = assert!(size_of::<GuestRegisters>() == 120);
+const _: () = assert!(size_of::<LeaveFrame>() == 176);
+
+/// What the slow handler tells the stub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// Enter the guest again.
+    Resume = 0,
+    /// VMX operation is over; restore the guest's state.
+    Leave = 1,
+}
+
+global_asm!(
+    // ---- launch: rax = 0 as the new guest, 1 VMfailInvalid, 2 VMfailValid
+    ".globl hvdetect_vmx_launch",
+    ".balign 16",
+    "hvdetect_vmx_launch:",
+    "    mov eax, 0x681C", // guest RSP
+    "    vmwrite rax, rsp",
+    "    lea rdx, [rip + 2f]",
+    "    mov eax, 0x681E", // guest RIP
+    "    vmwrite rax, rdx",
+    "    vmlaunch",
+    "    mov eax, 1",
+    "    jc 3f",
+    "    mov eax, 2",
+    "3:  ret",
+    "2:  xor eax, eax",
+    "    ret",
+    // ---- exit
+    ".globl hvdetect_vmx_exit",
+    ".balign 16",
+    "hvdetect_vmx_exit:",
+    "    push rax",
+    "    push rcx",
+    "    push rdx",
+    "    push r8",
+    "    push r9",
+    "    push r10",
+    "    push r11",
+    "    push rbx",
+    "    mov rcx, rsp",
+    "    sub rsp, 0x20",
+    "    call hvdetect_vmx_fast",
+    "    add rsp, 0x20",
+    "    xor edx, edx", // 0: handle the exit
+    "    test al, al",
+    "    jz 5f",
+    "3:  cmp dword ptr gs:[8], 0",
+    ".globl hvdetect_resume_window",
+    "hvdetect_resume_window:",
+    "    mov edx, 1", // 1: only look again
+    "    jne 5f",
+    "    pop rbx",
+    "    pop r11",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdx",
+    "    pop rcx",
+    "    pop rax",
+    "    vmresume",
+    ".globl hvdetect_resume_window_end",
+    "hvdetect_resume_window_end:",
+    "    sub rsp, 0x28",
+    "    call hvdetect_vmx_resume_failed",
+    "5:  push rbp",
+    "    push rsi",
+    "    push rdi",
+    "    push r12",
+    "    push r13",
+    "    push r14",
+    "    push r15",
+    "    mov rcx, rsp",
+    "    sub rsp, 0x98",
+    "    movups [rsp + 0x20], xmm0",
+    "    movups [rsp + 0x30], xmm1",
+    "    movups [rsp + 0x40], xmm2",
+    "    movups [rsp + 0x50], xmm3",
+    "    movups [rsp + 0x60], xmm4",
+    "    movups [rsp + 0x70], xmm5",
+    "    stmxcsr [rsp + 0x80]",
+    "    mov dword ptr [rsp + 0x88], 0x1F80",
+    "    ldmxcsr [rsp + 0x88]",
+    "    call hvdetect_vmx_slow",
+    "    movups xmm0, [rsp + 0x20]",
+    "    movups xmm1, [rsp + 0x30]",
+    "    movups xmm2, [rsp + 0x40]",
+    "    movups xmm3, [rsp + 0x50]",
+    "    movups xmm4, [rsp + 0x60]",
+    "    movups xmm5, [rsp + 0x70]",
+    "    ldmxcsr [rsp + 0x80]",
+    "    add rsp, 0x98",
+    "    cmp eax, 1",
+    "    je 7f",
+    "    pop r15",
+    "    pop r14",
+    "    pop r13",
+    "    pop r12",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rbp",
+    "    jmp 3b",
+    // ---- leave: VMX is off, RSP = GuestRegisters, R8 = &LeaveFrame (a Rust call
+    //      made it so, see hvdetect_leave_frame)
+    "7:  sub rsp, 0x28",
+    "    call hvdetect_leave_frame",
+    "    add rsp, 0x28",
+    "    mov r8, rax",
+    ".globl hvdetect_leave_window",
+    "hvdetect_leave_window:",
+    "    mov rax, [r8 + 0x00]", // CR4 first: CR3 may hold a PCID
+    "    mov cr4, rax",
+    "    mov rax, [r8 + 0x08]",
+    "    mov cr3, rax",
+    "    lgdt [r8 + 0x16]",     // the task register from a private, available
+    "    mov eax, [r8 + 0x40]", // descriptor: the guest's own is marked busy
+    "    ltr ax",
+    "    lgdt [r8 + 0x26]",
+    "    mov eax, [r8 + 0x48]",
+    "    lldt ax",
+    "    mov eax, [r8 + 0x50]",
+    "    mov ds, ax",
+    "    mov eax, [r8 + 0x58]",
+    "    mov es, ax",
+    "    mov eax, [r8 + 0x60]",
+    "    mov fs, ax",
+    "    mov eax, [r8 + 0x68]",
+    "    mov gs, ax",
+    "    mov ecx, 0xC0000100", // FS base
+    "    mov eax, [r8 + 0x70]",
+    "    mov edx, [r8 + 0x74]",
+    "    wrmsr",
+    "    mov ecx, 0xC0000101", // GS base
+    "    mov eax, [r8 + 0x78]",
+    "    mov edx, [r8 + 0x7C]",
+    "    wrmsr",
+    "    lidt [r8 + 0x36]", // from here on an NMI is the guest's own
+    ".globl hvdetect_leave_window_end",
+    "hvdetect_leave_window_end:",
+    "    cmp dword ptr [r8 + 0xA8], 0", // one arrived since VMXOFF
+    "    je 8f",
+    "    int 2",
+    "8:  mov rax, [r8 + 0x80]", // the frame of IRETQ, above the registers
+    "    mov [rsp + 0x78], rax",
+    "    mov rax, [r8 + 0x88]",
+    "    mov [rsp + 0x80], rax",
+    "    mov rax, [r8 + 0x90]",
+    "    mov [rsp + 0x88], rax",
+    "    mov rax, [r8 + 0x98]",
+    "    mov [rsp + 0x90], rax",
+    "    mov rax, [r8 + 0xA0]",
+    "    mov [rsp + 0x98], rax",
+    "    pop r15",
+    "    pop r14",
+    "    pop r13",
+    "    pop r12",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rbp",
+    "    pop rbx",
+    "    pop r11",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdx",
+    "    pop rcx",
+    "    pop rax",
+    "    iretq",
+    // ---- root mode failed: rcx = address of GuestRegisters; enters the guest
+    //      with what has been prepared in the VMCS
+    ".globl hvdetect_vmx_enter_after_fault",
+    ".balign 16",
+    "hvdetect_vmx_enter_after_fault:",
+    "    mov rsp, rcx",
+    "    pop r15",
+    "    pop r14",
+    "    pop r13",
+    "    pop r12",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rbp",
+    "    jmp 3b",
+    // ---- exceptions in root mode: 32 stubs of 16 bytes
+    ".globl hvdetect_exception_stubs",
+    ".balign 16",
+    "hvdetect_exception_stubs:",
+    ".set hvdetect_vector, 0",
+    ".rept 32",
+    ".balign 16",
+    ".if (hvdetect_vector == 8) || (hvdetect_vector >= 10 && hvdetect_vector <= 14) || (hvdetect_vector == 17) || (hvdetect_vector == 21) || (hvdetect_vector == 29) || (hvdetect_vector == 30)",
+    "    nop",
+    "    nop",
+    ".else",
+    "    push 0",
+    ".endif",
+    "    push hvdetect_vector",
+    "    jmp hvdetect_exception_common",
+    ".set hvdetect_vector, hvdetect_vector + 1",
+    ".endr",
+    ".balign 16",
+    "hvdetect_exception_common:", // vector, error code, RIP, CS, RFLAGS, RSP, SS
+    "    push rax",
+    "    push rcx",
+    "    push rdx",
+    "    push r8",
+    "    push r9",
+    "    push r10",
+    "    push r11",
+    "    lea rcx, [rsp + 0x38]",
+    "    push rbp",
+    "    mov rbp, rsp",
+    "    and rsp, -16",
+    "    sub rsp, 0x20",
+    "    call hvdetect_root_exception",
+    "    mov rsp, rbp",
+    "    pop rbp",
+    "    pop r11",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdx",
+    "    pop rcx",
+    "    pop rax",
+    "    add rsp, 16",
+    "    iretq",
+    // ---- NMI in root mode, on its own stack
+    ".globl hvdetect_root_nmi_stub",
+    ".balign 16",
+    "hvdetect_root_nmi_stub:",
+    "    push rax",
+    "    push rcx",
+    "    push rdx",
+    "    push r8",
+    "    push r9",
+    "    push r10",
+    "    push r11",
+    "    mov rcx, [rsp + 0x38]", // interrupted RIP
+    "    push rbp",
+    "    mov rbp, rsp",
+    "    and rsp, -16",
+    "    sub rsp, 0x80",
+    "    movups [rsp + 0x20], xmm0",
+    "    movups [rsp + 0x30], xmm1",
+    "    movups [rsp + 0x40], xmm2",
+    "    movups [rsp + 0x50], xmm3",
+    "    movups [rsp + 0x60], xmm4",
+    "    movups [rsp + 0x70], xmm5",
+    "    xor edx, edx",
+    "    lea rax, [rip + hvdetect_resume_window]",
+    "    cmp rcx, rax",
+    "    jb 2f",
+    "    lea rax, [rip + hvdetect_resume_window_end]",
+    "    cmp rcx, rax",
+    "    jae 2f",
+    "    inc edx",
+    "    lea rax, [rip + hvdetect_leave_window]",
+    "    cmp rcx, rax",
+    "    jb 2f",
+    "    lea rax, [rip + hvdetect_leave_window_end]",
+    "    cmp rcx, rax",
+    "    jae 2f",
+    "    mov dword ptr [r8 + 0xA8], 1", // R8 is the stub's LeaveFrame; GS may be the guest's
+    "    jmp 3f",
+    "2:  mov rcx, rdx",
+    "    call hvdetect_root_nmi",
+    "3:",
+    "    movups xmm0, [rsp + 0x20]",
+    "    movups xmm1, [rsp + 0x30]",
+    "    movups xmm2, [rsp + 0x40]",
+    "    movups xmm3, [rsp + 0x50]",
+    "    movups xmm4, [rsp + 0x60]",
+    "    movups xmm5, [rsp + 0x70]",
+    "    mov rsp, rbp",
+    "    pop rbp",
+    "    pop r11",
+    "    pop r10",
+    "    pop r9",
+    "    pop r8",
+    "    pop rdx",
+    "    pop rcx",
+    "    pop rax",
+    "    iretq",
+    // ---- addresses of the stubs, position-independent
+    ".globl hvdetect_stub_address",
+    ".balign 16",
+    "hvdetect_stub_address:", // ecx: 0 exit, 1 NMI, 2 first exception stub
+    "    lea rax, [rip + hvdetect_vmx_exit]",
+    "    test ecx, ecx",
+    "    jz 2f",
+    "    lea rax, [rip + hvdetect_root_nmi_stub]",
+    "    dec ecx",
+    "    jz 2f",
+    "    lea rax, [rip + hvdetect_exception_stubs]",
+    "2:  ret",
+);
+
+unsafe extern "win64" {
+    fn hvdetect_vmx_launch() -> u32;
+    fn hvdetect_stub_address(which: u32) -> u64;
+    fn hvdetect_vmx_enter_after_fault(registers: *const GuestRegisters) -> !;
+}
+
+/// Why VMLAUNCH did not enter the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaunchFailure {
+    /// VMfailInvalid.
+    Invalid,
+    /// VMfailValid; the number is in the VMCS.
+    Valid,
+}
+
+/// Executes VMLAUNCH with RSP and RIP of the caller. Returns as the guest.
+///
+/// # Errors
+/// The instruction failed; the caller is still in root mode.
+///
+/// # Safety
+/// A current VMCS is complete but for RSP and RIP.
+pub unsafe fn launch() -> Result<(), LaunchFailure> {
+    // SAFETY: the caller's promise.
+    match unsafe { hvdetect_vmx_launch() } {
+        0 => Ok(()),
+        1 => Err(LaunchFailure::Invalid),
+        _ => Err(LaunchFailure::Valid),
+    }
+}
+
+/// Address of the exit stub, for HOST_RIP.
+#[must_use]
+pub fn exit_address() -> u64 {
+    // SAFETY: computes an address.
+    unsafe { hvdetect_stub_address(0) }
+}
+
+/// Address of the handler of NMIs in root mode.
+#[must_use]
+pub fn nmi_address() -> u64 {
+    // SAFETY: computes an address.
+    unsafe { hvdetect_stub_address(1) }
+}
+
+/// Address of the handler of an exception (0 to 31) in root mode.
+#[must_use]
+pub fn exception_address(vector: u8) -> u64 {
+    // SAFETY: computes an address.
+    unsafe { hvdetect_stub_address(2) + u64::from(vector & 31) * 16 }
+}
+
+/// Gives up what root mode was doing and enters the guest.
+///
+/// # Safety
+/// Root mode; the VMCS is fit for an entry; `registers` are those that the stub
+/// saved at the last exit.
+pub unsafe fn enter_after_fault(registers: *const GuestRegisters) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe { hvdetect_vmx_enter_after_fault(registers) }
+}

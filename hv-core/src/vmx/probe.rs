@@ -1,0 +1,206 @@
+//! What a core offers, read in guest context before anything is changed.
+
+use ept::memtype::{FIXED_REGISTERS, MSR_DEF_TYPE, MSR_FIXED, MSR_PHYS_BASE0};
+use x86::msr;
+
+use super::caps::{self, Controls, GuestFeatures, Pretend, Raw};
+use crate::emulate::msr::FEATURE_CONTROL;
+use crate::error::StartError;
+use crate::instr;
+
+/// What one core told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// The controls to run with.
+    pub controls: Controls,
+    /// IA32_FEATURE_CONTROL.
+    pub feature_control: u64,
+    /// Bits that VMX operation wants set in CR0, but for PE and PG.
+    pub cr0_fixed: u64,
+    /// Width of a physical address.
+    pub phys_bits: u8,
+}
+
+const PE_AND_PG: u64 = 1 << 31 | 1;
+const LOCK: u64 = 1;
+const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+
+/// Whether the vendor string is Intel's.
+#[must_use]
+pub fn is_intel() -> bool {
+    let leaf = core::arch::x86_64::__cpuid(0);
+    (leaf.ebx, leaf.edx, leaf.ecx) == (0x756E_6547, 0x4965_6E69, 0x6C65_746E)
+}
+
+/// Reads what the running core offers.
+///
+/// # Errors
+/// Why this core cannot be taken over; nothing has been changed.
+///
+/// # Safety
+/// CPL 0.
+pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
+    let leaf1 = core::arch::x86_64::__cpuid(1);
+    if leaf1.ecx >> 31 & 1 != 0 {
+        return Err(StartError::HypervisorPresent);
+    }
+    if !is_intel() {
+        return Err(StartError::UnknownVendor);
+    }
+    if leaf1.ecx >> 5 & 1 == 0 {
+        return Err(StartError::NoVmx);
+    }
+    // SAFETY: the MSR exists with VMX.
+    let feature_control = unsafe { instr::rdmsr(FEATURE_CONTROL) };
+    if feature_control & LOCK != 0 && feature_control & VMX_OUTSIDE_SMX == 0 {
+        return Err(StartError::LockedOff);
+    }
+    // SAFETY: reads a register at CPL 0.
+    let cr4 = unsafe { instr::cr4() };
+    if cr4 >> 13 & 1 != 0 {
+        return Err(StartError::VmxInUse);
+    }
+    if cr4 >> 32 & 1 != 0 {
+        return Err(StartError::Fred);
+    }
+    let features = guest_features();
+    if features.cet && cr4 >> 23 & 1 != 0 {
+        // SAFETY: IA32_S_CET exists with CET.
+        let s_cet = unsafe { instr::rdmsr(0x6A2) };
+        if super::vcpu::shadow_stacks_active(cr4, s_cet) {
+            return Err(StartError::ShadowStacks);
+        }
+    }
+    // SAFETY: CPUID shows VMX.
+    let raw = unsafe { capabilities() }?;
+    let controls = caps::controls(&raw, features, pretend)?;
+    Ok(Probe {
+        controls,
+        feature_control,
+        cr0_fixed: raw.cr0_fixed0 & !PE_AND_PG,
+        phys_bits: phys_bits(),
+    })
+}
+
+/// # Safety
+/// CPL 0 on a processor with VMX.
+unsafe fn capabilities() -> Result<Raw, StartError> {
+    let read = |index| {
+        // SAFETY: each MSR is read only after another one has said that it exists.
+        unsafe { instr::rdmsr(index) }
+    };
+    let basic = read(0x480);
+    let exact = caps::has_true_controls(basic);
+    let choose = |exact_index, index| read(if exact { exact_index } else { index });
+    let primary = choose(0x48E, 0x482);
+    if primary >> 63 & 1 == 0 {
+        return Err(StartError::NoEpt);
+    }
+    let secondary = read(0x48B);
+    if secondary >> (32 + 1) & 1 == 0 {
+        return Err(StartError::NoEpt);
+    }
+    Ok(Raw {
+        basic,
+        pin: choose(0x48D, 0x481),
+        primary,
+        secondary,
+        exit: choose(0x48F, 0x483),
+        entry: choose(0x490, 0x484),
+        ept_vpid: read(0x48C),
+        cr0_fixed0: read(0x486),
+        cr0_fixed1: read(0x487),
+        cr4_fixed0: read(0x488),
+        cr4_fixed1: read(0x489),
+        misc: read(0x485),
+    })
+}
+
+fn guest_features() -> GuestFeatures {
+    let highest = core::arch::x86_64::__cpuid(0).eax;
+    let extended = core::arch::x86_64::__cpuid(0x8000_0000).eax;
+    let leaf = |number, sub| {
+        if highest >= number {
+            core::arch::x86_64::__cpuid_count(number, sub)
+        } else {
+            core::arch::x86_64::CpuidResult {
+                eax: 0,
+                ebx: 0,
+                ecx: 0,
+                edx: 0,
+            }
+        }
+    };
+    let seven = leaf(7, 0);
+    let rdtscp =
+        extended >= 0x8000_0001 && core::arch::x86_64::__cpuid(0x8000_0001).edx >> 27 & 1 != 0;
+    GuestFeatures {
+        rdtscp,
+        invpcid: seven.ebx >> 10 & 1 != 0,
+        xsaves: leaf(0xD, 1).eax >> 3 & 1 != 0,
+        waitpkg: seven.ecx >> 5 & 1 != 0,
+        cet: seven.ecx >> 7 & 1 != 0 || seven.edx >> 20 & 1 != 0,
+        pt: seven.ebx >> 25 & 1 != 0,
+        pconfig: seven.edx >> 18 & 1 != 0,
+        enqcmd: seven.ecx >> 29 & 1 != 0,
+    }
+}
+
+fn phys_bits() -> u8 {
+    if core::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0008 {
+        (core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF) as u8
+    } else {
+        36
+    }
+}
+
+/// The raw memory-type range registers.
+#[derive(Debug)]
+pub struct Mtrrs {
+    /// IA32_MTRRCAP.
+    pub cap: u64,
+    /// IA32_MTRR_DEF_TYPE.
+    pub def_type: u64,
+    /// The fixed-range registers.
+    pub fixed: [u64; FIXED_REGISTERS],
+    /// The variable-range pairs.
+    pub variable: [(u64, u64); 32],
+    /// How many of them there are.
+    pub count: u32,
+}
+
+/// Reads the memory-type range registers of the running core.
+///
+/// # Safety
+/// CPL 0.
+#[inline(never)]
+#[must_use]
+pub unsafe fn mtrrs() -> Mtrrs {
+    let read = |index| {
+        // SAFETY: MTRRs exist on every processor with VMX; the variable ones as
+        // many as IA32_MTRRCAP says, the fixed ones if it says so.
+        unsafe { instr::rdmsr(index) }
+    };
+    let cap = read(msr::IA32_MTRRCAP);
+    let mut found = Mtrrs {
+        cap,
+        def_type: read(MSR_DEF_TYPE),
+        fixed: [0; FIXED_REGISTERS],
+        variable: [(0, 0); 32],
+        count: (cap & 0xFF) as u32,
+    };
+    if cap & 1 << 8 != 0 {
+        for (value, index) in found.fixed.iter_mut().zip(MSR_FIXED) {
+            *value = read(index);
+        }
+    }
+    for (pair, index) in found
+        .variable
+        .iter_mut()
+        .zip((MSR_PHYS_BASE0..).step_by(2))
+        .take((cap & 0xFF) as usize)
+    {
+        *pair = (read(index), read(index + 1));
+    }
+    found
+}

@@ -1,0 +1,434 @@
+//! The virtual processor of one core: the VMCS, filled from the running state,
+//! read and written by the exit handlers.
+//!
+//! All functions need a current VMCS, that is root mode on a core between its
+//! VMPTRLD and its VMCLEAR.
+
+use ept::addr::Hpa;
+use x86::msr;
+
+use super::caps::{self, Controls};
+use super::entry::{self, GuestRegisters, RESERVED_BYTES};
+use super::fields::{self, control, guest, host, ro};
+use crate::host::paging;
+use crate::hypervisor::Hypervisor;
+use crate::percpu::{Core, STACK_TOP};
+use crate::{event, instr};
+
+/// Interruptibility: blocking by STI.
+pub const BLOCKED_BY_STI: u64 = 1;
+/// Interruptibility: blocking by MOV SS.
+pub const BLOCKED_BY_MOV_SS: u64 = 1 << 1;
+/// Interruptibility: blocking by NMI.
+pub const BLOCKED_BY_NMI: u64 = 1 << 3;
+
+/// Activity state: halted.
+pub const ACTIVITY_ACTIVE: u64 = 0;
+/// Activity state: waiting for a start-up IPI.
+pub const ACTIVITY_WAIT_FOR_SIPI: u64 = 3;
+
+/// IA32_S_CET.
+pub const S_CET: u32 = 0x6A2;
+/// IA32_INTERRUPT_SSP_TABLE_ADDR.
+pub const INTERRUPT_SSP_TABLE: u32 = 0x6A8;
+
+const CR4_VMXE: u64 = 1 << 13;
+const CR4_CET: u64 = 1 << 23;
+const CR4_OSXSAVE: u64 = 1 << 18;
+const CR4_LA57: u64 = 1 << 12;
+const RFLAGS_TF: u64 = 1 << 8;
+
+/// Reads a field.
+#[inline]
+#[must_use]
+pub fn read(field: u32) -> u64 {
+    // SAFETY: the module's contract: a VMCS is current.
+    unsafe { instr::vmread(field) }
+}
+
+/// Writes a field.
+#[inline]
+pub fn write(field: u32, value: u64) {
+    // SAFETY: the module's contract: a VMCS is current; values are checked by the
+    // processor at the next entry.
+    unsafe { instr::vmwrite(field, value) };
+}
+
+fn change(field: u32, set: u64, clear: u64) {
+    write(field, (read(field) | set) & !clear);
+}
+
+/// Reads an MSR that every processor with VMX has.
+fn existing(index: u32) -> u64 {
+    // SAFETY: CPL 0 by the module's contract; the MSR exists.
+    unsafe { instr::rdmsr(index) }
+}
+
+/// One segment's state from its selector and descriptor.
+fn segment(selector: u16, base: u64) -> (u64, u64, u64, u64) {
+    const UNUSABLE: u64 = 1 << 16;
+    if selector & !7 == 0 {
+        return (u64::from(selector), base, 0, UNUSABLE);
+    }
+    match (instr::lar(selector), instr::lsl(selector)) {
+        (Some(rights), Some(limit)) => (
+            u64::from(selector),
+            base,
+            u64::from(limit),
+            u64::from(rights >> 8 & 0xF0FF),
+        ),
+        _ => (u64::from(selector), base, 0, UNUSABLE),
+    }
+}
+
+/// The base in a descriptor of the loaded GDT: a system descriptor of 16 bytes.
+///
+/// # Safety
+/// The selector is that of a valid system descriptor in the loaded GDT.
+unsafe fn system_base(selector: u16) -> u64 {
+    let gdt = instr::sgdt();
+    let base = gdt.base;
+    let address = base + u64::from(selector & !7);
+    // SAFETY: the caller's promise: the descriptor lies in the GDT.
+    let low = unsafe { (address as *const u64).read_unaligned() };
+    // SAFETY: as above, its second half.
+    let high = unsafe { ((address + 8) as *const u64).read_unaligned() };
+    low >> 16 & 0xFF_FFFF | (low >> 56 & 0xFF) << 24 | high << 32
+}
+
+/// Fills the current VMCS with the state of this core, which becomes the guest's,
+/// and with the state of root mode. RSP and RIP are written by the launch stub.
+///
+/// # Safety
+/// The core's VMCS is current, interrupts are off, the core's region is complete.
+pub unsafe fn fill(core: &Core, hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
+    controls(core, hypervisor);
+    // SAFETY: the caller's promise.
+    unsafe { guest_state(hypervisor, rflags, cr0_before) };
+    // SAFETY: the caller's promise.
+    unsafe { host_state(core, hypervisor) };
+}
+
+fn controls(core: &Core, hypervisor: &Hypervisor) {
+    let Controls {
+        pin,
+        primary,
+        secondary,
+        exit,
+        entry,
+        ..
+    } = hypervisor.controls;
+    write(control::PINBASED_EXEC_CONTROLS, pin.into());
+    write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, primary.into());
+    write(control::SECONDARY_PROCBASED_EXEC_CONTROLS, secondary.into());
+    write(control::VMEXIT_CONTROLS, exit.into());
+    write(control::VMENTRY_CONTROLS, entry.into());
+    write(control::EXCEPTION_BITMAP, 0);
+    write(control::PAGE_FAULT_ERR_CODE_MASK, 0);
+    write(control::PAGE_FAULT_ERR_CODE_MATCH, 0);
+    write(control::CR3_TARGET_COUNT, 0);
+    write(control::VMEXIT_MSR_STORE_COUNT, 0);
+    write(control::VMEXIT_MSR_LOAD_COUNT, 0);
+    write(control::VMENTRY_MSR_LOAD_COUNT, 0);
+    write(control::VMENTRY_INTERRUPTION_INFO_FIELD, 0);
+    write(control::TSC_OFFSET_FULL, 0);
+    write(
+        control::MSR_BITMAPS_ADDR_FULL,
+        hypervisor.msr_bitmap.as_u64(),
+    );
+    write(control::EPTP_FULL, hypervisor.eptp);
+    // VPIDs are the core's own: the same number on each core is no sharing.
+    write(control::VPID, 1);
+    write(control::XSS_EXITING_BITMAP_FULL, 0);
+    write(control::ENCLS_EXITING_BITMAP_FULL, 0);
+    let _ = core;
+}
+
+/// # Safety
+/// A VMCS is current, interrupts are off.
+unsafe fn guest_state(hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
+    let fs_base = existing(msr::IA32_FS_BASE);
+    let gs_base = existing(msr::IA32_GS_BASE);
+    let efer = existing(msr::IA32_EFER);
+    let pat = existing(msr::IA32_PAT);
+    let tr = instr::tr();
+    let ldtr = instr::ldtr();
+    // SAFETY: TR holds a valid system selector in 64-bit mode.
+    let tr_base = unsafe { system_base(tr) };
+    let ldtr_base = if ldtr & !7 == 0 {
+        0
+    } else {
+        // SAFETY: LDTR holds a valid system selector.
+        unsafe { system_base(ldtr) }
+    };
+    for (selector, base, fields) in [
+        (instr::es(), 0, guest::ES_SELECTOR),
+        (instr::cs(), 0, guest::CS_SELECTOR),
+        (instr::ss(), 0, guest::SS_SELECTOR),
+        (instr::ds(), 0, guest::DS_SELECTOR),
+        (instr::fs(), fs_base, guest::FS_SELECTOR),
+        (instr::gs(), gs_base, guest::GS_SELECTOR),
+        (ldtr, ldtr_base, guest::LDTR_SELECTOR),
+        (tr, tr_base, guest::TR_SELECTOR),
+    ] {
+        // The four fields of a segment have the same distance in each group
+        // (appendix B.1, "16-Bit Guest-State Fields", and following).
+        let offset = fields - guest::ES_SELECTOR;
+        let (selector, base, limit, rights) = segment(selector, base);
+        write(fields, selector);
+        write(guest::ES_BASE + offset, base);
+        write(guest::ES_LIMIT + offset, limit);
+        write(guest::ES_ACCESS_RIGHTS + offset, rights);
+    }
+    let gdt = instr::sgdt();
+    let idt = instr::sidt();
+    write(guest::GDTR_BASE, gdt.base);
+    write(guest::GDTR_LIMIT, gdt.limit.into());
+    write(guest::IDTR_BASE, idt.base);
+    write(guest::IDTR_LIMIT, idt.limit.into());
+
+    // SAFETY: reads a register at CPL 0.
+    let cr0 = unsafe { instr::cr0() };
+    // SAFETY: reads a register at CPL 0.
+    let cr3 = unsafe { instr::cr3() };
+    // SAFETY: reads a register at CPL 0.
+    let cr4 = unsafe { instr::cr4() };
+    // SAFETY: reads a register at CPL 0.
+    let dr7 = unsafe { instr::dr7() };
+    write(guest::CR0, cr0 | hypervisor.cr0_fixed);
+    write(guest::CR3, cr3);
+    write(guest::CR4, cr4 | CR4_VMXE);
+    // Of CR0 only what VMX fixes is owned: NE. PE and PG are the guest's
+    // (unrestricted guest). Of CR4: VMXE.
+    write(control::CR0_GUEST_HOST_MASK, hypervisor.cr0_fixed);
+    write(control::CR0_READ_SHADOW, cr0_before);
+    write(control::CR4_GUEST_HOST_MASK, CR4_VMXE);
+    write(control::CR4_READ_SHADOW, cr4 & !CR4_VMXE);
+    write(guest::DR7, dr7);
+    write(guest::RFLAGS, rflags);
+
+    write(guest::LINK_PTR_FULL, u64::MAX);
+    write(guest::IA32_EFER_FULL, efer);
+    write(guest::IA32_PAT_FULL, pat);
+    // DEBUGCTL may be missing in emulators; 0 is what it then holds.
+    let debugctl = if hypervisor.has_debugctl {
+        existing(msr::IA32_DEBUGCTL)
+    } else {
+        0
+    };
+    write(guest::IA32_DEBUGCTL_FULL, debugctl);
+    write(guest::IA32_SYSENTER_CS, existing(msr::IA32_SYSENTER_CS));
+    write(guest::IA32_SYSENTER_ESP, existing(msr::IA32_SYSENTER_ESP));
+    write(guest::IA32_SYSENTER_EIP, existing(msr::IA32_SYSENTER_EIP));
+    if hypervisor.controls.cet {
+        // Kernel shadow stacks are off (a start with them is refused), so the
+        // shadow-stack pointer is 0.
+        write(fields::GUEST_S_CET, existing(S_CET));
+        write(fields::GUEST_SSP, 0);
+        write(fields::GUEST_ISST, existing(INTERRUPT_SSP_TABLE));
+    }
+    write(guest::INTERRUPTIBILITY_STATE, 0);
+    write(guest::ACTIVITY_STATE, ACTIVITY_ACTIVE);
+    write(guest::PENDING_DBG_EXCEPTIONS, 0);
+}
+
+/// # Safety
+/// A VMCS is current, the core's region is complete.
+unsafe fn host_state(core: &Core, hypervisor: &Hypervisor) {
+    let base = core::ptr::from_ref::<Core>(core) as u64;
+    write(host::CS_SELECTOR, (instr::cs() & !7).into());
+    write(host::SS_SELECTOR, (instr::ss() & !7).into());
+    write(host::DS_SELECTOR, 0);
+    write(host::ES_SELECTOR, 0);
+    write(host::FS_SELECTOR, 0);
+    write(host::GS_SELECTOR, 0);
+    write(host::TR_SELECTOR, (instr::tr() & !7).into());
+    // SAFETY: reads a register at CPL 0.
+    let cr0 = unsafe { instr::cr0() };
+    // SAFETY: reads a register at CPL 0.
+    let cr4 = unsafe { instr::cr4() };
+    let efer = existing(msr::IA32_EFER);
+    write(host::CR0, cr0 | hypervisor.cr0_fixed);
+    write(host::CR3, hypervisor.host_cr3);
+    write(host::CR4, host_cr4(cr4));
+    write(host::FS_BASE, 0);
+    write(host::GS_BASE, base);
+    write(host::TR_BASE, &raw const core.descriptors.tss as u64);
+    write(host::GDTR_BASE, &raw const core.descriptors.gdt as u64);
+    write(host::IDTR_BASE, hypervisor.idt);
+    write(host::RSP, base + (STACK_TOP - RESERVED_BYTES) as u64);
+    write(host::RIP, entry::exit_address());
+    write(host::IA32_SYSENTER_CS, 0);
+    write(host::IA32_SYSENTER_ESP, 0);
+    write(host::IA32_SYSENTER_EIP, 0);
+    // LMA, LME, NXE: no SYSCALL, nothing of the guest's.
+    write(host::IA32_EFER_FULL, efer & 0xD00);
+    // Entry 0 write-back, entry 3 uncached, as the windows assume.
+    write(host::IA32_PAT_FULL, 0x0007_0406_0007_0406);
+    if hypervisor.controls.cet {
+        write(fields::HOST_S_CET, 0);
+        write(fields::HOST_SSP, 0);
+        write(fields::HOST_ISST, 0);
+    }
+}
+
+/// Root mode's CR4 from the one the core runs with: what 64-bit code, VMX and
+/// XSETBV need, none of the protections that concern user pages, no PCIDs.
+const fn host_cr4(cr4: u64) -> u64 {
+    const PAE: u64 = 1 << 5;
+    const MCE: u64 = 1 << 6;
+    const OSFXSR: u64 = 1 << 9;
+    const OSXMMEXCPT: u64 = 1 << 10;
+    CR4_VMXE | PAE | MCE | OSFXSR | OSXMMEXCPT | cr4 & (CR4_OSXSAVE | CR4_LA57)
+}
+
+/// Exits as soon as the guest can take an NMI.
+///
+/// # Safety
+/// No other access to the primary controls is under way on this core.
+pub unsafe fn open_nmi_window() {
+    change(
+        control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+        caps::PRIMARY_NMI_WINDOW.into(),
+        0,
+    );
+}
+
+/// Closes the NMI window.
+pub fn close_nmi_window() {
+    change(
+        control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+        0,
+        caps::PRIMARY_NMI_WINDOW.into(),
+    );
+}
+
+/// Root mode cannot go on: makes the guest take a double fault with all pages
+/// unwatched.
+///
+/// # Safety
+/// Root mode with a current VMCS; the interrupted code is abandoned.
+pub unsafe fn give_up(core: &Core) -> ! {
+    core.hypervisor().abandon();
+    write(control::EPTP_FULL, core.hypervisor().eptp);
+    write(
+        control::VMENTRY_INTERRUPTION_INFO_FIELD,
+        event::Event::DOUBLE_FAULT.info(),
+    );
+    write(control::VMENTRY_EXCEPTION_ERR_CODE, 0);
+    let registers = registers_of(core);
+    // SAFETY: the registers lie where the stub put them.
+    unsafe { entry::enter_after_fault(registers) }
+}
+
+/// Where the exit stub keeps the guest's registers on this core's stack.
+#[must_use]
+pub fn registers_of(core: &Core) -> *const GuestRegisters {
+    let top = core::ptr::from_ref::<Core>(core) as usize + STACK_TOP;
+    (top - RESERVED_BYTES - size_of::<GuestRegisters>()) as *const GuestRegisters
+}
+
+/// Current privilege level: DPL of SS.
+#[must_use]
+pub fn cpl() -> u8 {
+    (read(guest::SS_ACCESS_RIGHTS) >> 5 & 3) as u8
+}
+
+/// CS.L = 1 and paging on.
+#[must_use]
+pub fn long_mode() -> bool {
+    read(guest::CS_ACCESS_RIGHTS) & 1 << 13 != 0
+}
+
+/// Moves RIP past the instruction that exited, with what the processor does at
+/// an instruction's end: blocking by STI and MOV SS ends, a trap flag becomes a
+/// pending single step.
+pub fn advance() {
+    let length = read(ro::VMEXIT_INSTRUCTION_LEN);
+    let mut rip = read(guest::RIP).wrapping_add(length);
+    if !long_mode() {
+        rip &= 0xFFFF_FFFF;
+    }
+    write(guest::RIP, rip);
+    let blocking = read(guest::INTERRUPTIBILITY_STATE);
+    if blocking & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0 {
+        write(
+            guest::INTERRUPTIBILITY_STATE,
+            blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
+        );
+    }
+    if read(guest::RFLAGS) & RFLAGS_TF != 0 && read(guest::IA32_DEBUGCTL_FULL) & 2 == 0 {
+        // Pending debug exceptions: BS (Intel SDM vol. 3, "Checks on Guest
+        // Non-Register State").
+        change(guest::PENDING_DBG_EXCEPTIONS, 1 << 14, 0);
+    }
+}
+
+/// Uses other nested tables on this core from the next entry on.
+pub fn set_eptp(eptp: u64) {
+    write(control::EPTP_FULL, eptp);
+}
+
+/// EPTP of tables with the given root.
+#[must_use]
+pub fn eptp(root: Hpa) -> u64 {
+    ept::entry::eptp(root, false)
+}
+
+/// Arms an exit after the next instruction. With interrupts allowed, blocking by
+/// STI keeps them out of that one instruction: the step would otherwise end
+/// after an interrupt handler's first instruction on some processors.
+#[must_use]
+pub fn arm_step(mtf: bool) -> u64 {
+    let flags = read(guest::RFLAGS);
+    let blocking = read(guest::INTERRUPTIBILITY_STATE);
+    let injecting = read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & 1 << 31 != 0;
+    if flags & 1 << 9 != 0 && blocking & BLOCKED_BY_MOV_SS == 0 && !injecting {
+        write(guest::INTERRUPTIBILITY_STATE, blocking | BLOCKED_BY_STI);
+    }
+    if mtf {
+        change(
+            control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+            caps::PRIMARY_MTF.into(),
+            0,
+        );
+    } else {
+        write(guest::RFLAGS, flags | RFLAGS_TF);
+        change(control::EXCEPTION_BITMAP, 1 << 1, 0);
+    }
+    flags
+}
+
+/// Takes back what [`arm_step`] armed.
+pub fn disarm_step(mtf: bool, flags: u64) {
+    if mtf {
+        change(
+            control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+            0,
+            caps::PRIMARY_MTF.into(),
+        );
+    } else {
+        let now = read(guest::RFLAGS);
+        write(guest::RFLAGS, now & !RFLAGS_TF | flags & RFLAGS_TF);
+        change(control::EXCEPTION_BITMAP, 0, 1 << 1);
+    }
+}
+
+/// The flags of a present, accessed page in the host's page tables, by rights.
+#[must_use]
+pub const fn host_page_flags(writable: bool, executable: bool) -> u64 {
+    let mut flags = paging::PRESENT;
+    if writable {
+        flags |= paging::WRITABLE;
+    }
+    if !executable {
+        flags |= paging::NO_EXECUTE;
+    }
+    flags
+}
+
+/// Whether kernel shadow stacks could be active.
+#[must_use]
+pub fn shadow_stacks_active(cr4: u64, s_cet: u64) -> bool {
+    cr4 & CR4_CET != 0 && s_cet & 1 != 0
+}
