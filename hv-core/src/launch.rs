@@ -396,12 +396,12 @@ fn build<M: Monitor + 'static>(
 
     for (index, block) in (0..count).zip(cores) {
         // SAFETY: one block for each core, ours alone until the launch.
-        let core = unsafe { &*block };
+        let own = unsafe { &*block };
         let base = platform
-            .physical_address(core::ptr::from_ref::<Core>(core) as u64)
+            .physical_address(core::ptr::from_ref::<Core>(own) as u64)
             .ok_or(StartError::NoMemory)?;
         set_core(
-            core,
+            own,
             index,
             hypervisor,
             counters(counter_region, index),

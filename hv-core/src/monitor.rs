@@ -42,7 +42,7 @@ pub struct Fault {
     pub cr4: u64,
     /// Current privilege level, 0 to 3.
     pub cpl: u8,
-    /// In 64-bit mode (CS.L = 1, paging on).
+    /// IA-32e mode is active (EFER.LMA), whatever the code segment's width.
     pub long_mode: bool,
     /// The page that holds the instruction is the page that was written.
     pub own_page: bool,

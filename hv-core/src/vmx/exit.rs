@@ -579,7 +579,7 @@ fn fault(core: &Core, registers: &GuestRegisters) -> Fault {
         cr3: read(guest::CR3),
         cr4: guest_cr4(),
         cpl: vcpu::cpl(),
-        long_mode: vcpu::long_mode(),
+        long_mode: read(guest::IA32_EFER_FULL) & 1 << 10 != 0,
         own_page: false,
         tsc: instr::rdtsc(),
         core: core.state.index.get(),
