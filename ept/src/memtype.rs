@@ -147,12 +147,12 @@ impl MtrrState {
             count: AtomicU16::new(0),
             phys_bits: phys_bits.clamp(32, 52),
         };
-        let mut count = 0;
-        let announced = usize::from((cap & 0xff) as u8);
-        for (own, &(base, mask)) in state.variable.iter().zip(variable).take(announced) {
+        let announced = (cap & 0xff) as u8;
+        let given = u8::try_from(variable.len()).unwrap_or(u8::MAX);
+        let count = u16::from(announced.min(given));
+        for (own, &(base, mask)) in state.variable.iter().zip(variable).take(usize::from(count)) {
             own.0.store(base, Ordering::Relaxed);
             own.1.store(mask, Ordering::Relaxed);
-            count += 1;
         }
         state.count.store(count, Ordering::Relaxed);
         state
@@ -202,7 +202,7 @@ impl MtrrState {
 
     fn address_mask(&self) -> u64 {
         let width = u64::MAX
-            .checked_shr(64 - u32::from(self.phys_bits))
+            .checked_shr(64_u32.saturating_sub(u32::from(self.phys_bits)))
             .unwrap_or(0);
         width & !(PAGE_BYTES - 1)
     }

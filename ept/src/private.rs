@@ -16,6 +16,10 @@
 //! tables. A core that is asked to invalidate while it is on its private path
 //! builds it anew if [`PrivatePath::is_stale`] before it acknowledges; otherwise
 //! it would go on with a right that was revoked for all.
+//!
+//! **Cost.** The first build copies four tables. A core that steps over the same
+//! 2 MB region again refreshes the few entries that have changed since, as long
+//! as the space remembers them.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -37,7 +41,17 @@ pub struct NoRoom;
 pub struct PrivatePath<'a> {
     tables: [(Hpa, &'a Table); TABLES],
     generation: AtomicU64,
+    /// The first page of the 2 MB region that all of `given` lie in, or
+    /// [`NOTHING`].
+    region: AtomicU64,
+    /// The pages that have rights of their own now, or [`NOTHING`].
+    given: [AtomicU64; MAX_GIVEN],
 }
+
+/// Pages that a path remembers; a step over more is built from scratch.
+const MAX_GIVEN: usize = 4;
+/// No page's address.
+const NOTHING: u64 = u64::MAX;
 
 impl<'a> PrivatePath<'a> {
     /// A path in these tables, each given with its physical address.
@@ -45,7 +59,9 @@ impl<'a> PrivatePath<'a> {
     pub const fn new(tables: [(Hpa, &'a Table); TABLES]) -> Self {
         Self {
             tables,
-            generation: AtomicU64::new(u64::MAX),
+            generation: AtomicU64::new(NOTHING),
+            region: AtomicU64::new(NOTHING),
+            given: [const { AtomicU64::new(NOTHING) }; MAX_GIVEN],
         }
     }
 
@@ -95,15 +111,28 @@ impl<'a> PrivatePath<'a> {
     ) -> Result<Hpa, NoRoom> {
         // Read first: a change during the copy leaves the path stale.
         let generation = shared.generation();
-        self.generation.store(u64::MAX, Ordering::Relaxed);
-        let [(root, root_table), lower @ ..] = &self.tables;
-        root_table.copy_from(shared.root_table());
+        let last = self.generation.swap(NOTHING, Ordering::Relaxed);
+        if !self.refresh(shared, last, pages) {
+            self.copy(shared, pages)?;
+        }
+        self.generation.store(generation, Ordering::Relaxed);
+        Ok(self.root())
+    }
+
+    /// Builds the path from scratch.
+    fn copy<F: NestedEntry>(
+        &self,
+        shared: &Space<'_, F>,
+        pages: &[(Gpa, Access)],
+    ) -> Result<(), NoRoom> {
+        let [(_, root), lower @ ..] = &self.tables;
+        root.copy_from(shared.root_table());
         let mut free = lower.iter();
         for &(gpa, access) in pages {
             if gpa >= shared.limit() {
                 return Err(NoRoom);
             }
-            let mut table: &Table = root_table;
+            let mut table: &Table = root;
             for level in [4, 3, 2] {
                 let index = table_index(gpa, level);
                 let entry = shared.decode(table.load(index), level, gpa);
@@ -118,23 +147,92 @@ impl<'a> PrivatePath<'a> {
                     Entry::Absent => child.clear(),
                     Entry::Table(hpa) => child.copy_from(shared.pool().find(hpa).ok_or(NoRoom)?),
                     Entry::Leaf(whole) => {
-                        shared.subdivide(child, &whole, gpa, level - 1);
+                        shared.subdivide(child, &whole, gpa, level.wrapping_sub(1));
                     }
                 }
                 table.store(index, shared.format().table(*hpa));
                 table = child;
             }
-            let index = table_index(gpa, 1);
-            let leaf = match shared.decode(table.load(index), 1, gpa) {
-                Entry::Leaf(leaf) => leaf,
-                Entry::Absent | Entry::Table(_) => {
-                    let mt = shared.memory_type(gpa);
-                    shared.data_leaf(gpa, PageSize::Size4K, mt)
-                }
-            };
-            table.store(index, shared.encode(&Leaf { access, ..leaf }));
+            give(shared, table, gpa, access);
         }
-        self.generation.store(generation, Ordering::Relaxed);
-        Ok(*root)
+        self.remember(pages);
+        Ok(())
     }
+
+    /// Brings the path up to date, if it was built for the same 2 MB region at
+    /// generation `last` and only 4 KB leaves have changed since. `false` if it
+    /// must be built from scratch.
+    fn refresh<F: NestedEntry>(
+        &self,
+        shared: &Space<'_, F>,
+        last: u64,
+        pages: &[(Gpa, Access)],
+    ) -> bool {
+        let region = self.region.load(Ordering::Relaxed);
+        let inside = |gpa: Gpa| gpa.align_down(PageSize::Size2M).as_u64() == region;
+        if last == NOTHING || pages.len() > MAX_GIVEN || !pages.iter().all(|page| inside(page.0)) {
+            return false;
+        }
+        let Some(theirs) = shared.leaf_table(Gpa::new(region)) else {
+            return false;
+        };
+        let own = self.leaf_table();
+        let renew = |gpa: Gpa| {
+            let index = table_index(gpa, 1);
+            own.store(index, theirs.load(index));
+        };
+        let mut leaves_only = true;
+        let known = shared.changes_since(last, |gpa, level| {
+            leaves_only &= level == 1;
+            if inside(gpa) {
+                renew(gpa);
+            }
+        });
+        if !known || !leaves_only {
+            return false;
+        }
+        for given in &self.given {
+            let gpa = given.load(Ordering::Relaxed);
+            if gpa != NOTHING {
+                renew(Gpa::new(gpa));
+            }
+        }
+        for &(gpa, access) in pages {
+            give(shared, own, gpa, access);
+        }
+        self.remember(pages);
+        true
+    }
+
+    /// The table of 4 KB leaves of a path that serves one region: root, two
+    /// levels, leaves, in the order in which [`Self::copy`] takes them.
+    fn leaf_table(&self) -> &'a Table {
+        let [_, _, _, (_, table), ..] = self.tables;
+        table
+    }
+
+    fn remember(&self, pages: &[(Gpa, Access)]) {
+        let region = |gpa: Gpa| gpa.align_down(PageSize::Size2M).as_u64();
+        let first = pages.first().map_or(NOTHING, |page| region(page.0));
+        let one = pages.len() <= MAX_GIVEN && pages.iter().all(|page| region(page.0) == first);
+        self.region
+            .store(if one { first } else { NOTHING }, Ordering::Relaxed);
+        for (index, given) in self.given.iter().enumerate() {
+            let gpa = pages.get(index).map_or(NOTHING, |page| page.0.as_u64());
+            given.store(gpa, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Gives the 4 KB page at `gpa` rights of its own in `table`.
+fn give<F: NestedEntry>(shared: &Space<'_, F>, table: &Table, gpa: Gpa, access: Access) {
+    let index = table_index(gpa, 1);
+    let leaf = match shared.decode(table.load(index), 1, gpa) {
+        Entry::Leaf(leaf) => leaf,
+        Entry::Absent | Entry::Table(_) => {
+            let mt = shared.memory_type(gpa);
+            shared.data_leaf(gpa, PageSize::Size4K, mt)
+        }
+    };
+    table.store(index, shared.encode(&Leaf { access, ..leaf }));
 }

@@ -41,6 +41,9 @@ const ROOT_LEVEL: u8 = 4;
 /// worked around, a missing split costs coverage only.
 const FILL_RESERVE: usize = 16;
 
+/// Changes that the journal remembers.
+const JOURNAL: usize = 16;
+
 /// Why a mapping could not be changed. Nothing was changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
@@ -161,6 +164,7 @@ impl Tally {
 
 /// Where a walk ended: the entry that is absent or a leaf.
 struct Slot<'a> {
+    gpa: Gpa,
     table: &'a Table,
     level: u8,
     index: usize,
@@ -178,6 +182,8 @@ pub struct Space<'a, F: NestedEntry> {
     limit: u64,
     has_1g: bool,
     generation: AtomicU64,
+    /// Where the last entries were changed: page address and, below it, level.
+    journal: [AtomicU64; JOURNAL],
     tally: Tally,
 }
 
@@ -205,6 +211,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
             limit: 1 << phys_bits.clamp(32, REACH_BITS),
             has_1g,
             generation: AtomicU64::new(0),
+            journal: [const { AtomicU64::new(0) }; JOURNAL],
             tally: Tally::default(),
         })
     }
@@ -445,6 +452,31 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         self.root.1
     }
 
+    /// The table of 4 KB leaves around `gpa`.
+    pub(crate) fn leaf_table(&self, gpa: Gpa) -> Option<&'a Table> {
+        let slot = self.walk(gpa).ok()?;
+        (slot.level == 1).then_some(slot.table)
+    }
+
+    /// Tells `visit` the page and the level of each entry that was changed since
+    /// `generation`. `false` if that is too long ago to know.
+    pub(crate) fn changes_since(&self, generation: u64, mut visit: impl FnMut(Gpa, u8)) -> bool {
+        let now = self.generation();
+        if now.wrapping_sub(generation) > JOURNAL as u64 {
+            return false;
+        }
+        let mut at = generation;
+        while at != now {
+            let note = self
+                .journal_slot(at)
+                .map_or(0, |slot| slot.load(Ordering::Relaxed));
+            let note = Gpa::new(note);
+            visit(note.page_base(), (note.page_offset() & 0xff) as u8);
+            at = at.wrapping_add(1);
+        }
+        true
+    }
+
     /// The type of the 4 KB page at `gpa`.
     pub(crate) fn memory_type(&self, gpa: Gpa) -> MemoryType {
         self.range_type(gpa, PageSize::Size4K)
@@ -532,6 +564,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
                 Entry::Table(_) | Entry::Absent => None,
             };
             return Ok(Slot {
+                gpa,
                 table,
                 level,
                 index,
@@ -574,7 +607,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         if slot.leaf.is_none() {
             self.tally.leaf(leaf, true);
         }
-        self.advance();
+        self.advance(gpa, slot.level);
         Ok(if slot.leaf.is_some() {
             Flush::Revoked
         } else {
@@ -659,7 +692,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         if let Some(new) = &new {
             self.tally.leaf(new, true);
         }
-        self.advance();
+        self.advance(slot.gpa, slot.level);
         self.compare(slot.raw, raw, slot.level)
     }
 
@@ -683,8 +716,20 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         }
     }
 
-    fn advance(&self) {
+    /// Notes that the entry for `gpa` in a table of `level` has changed.
+    fn advance(&self, gpa: Gpa, level: u8) {
+        if let Some(slot) = self.journal_slot(self.generation.load(Ordering::Relaxed)) {
+            slot.store(
+                gpa.page_base().as_u64() | u64::from(level),
+                Ordering::Relaxed,
+            );
+        }
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn journal_slot(&self, generation: u64) -> Option<&AtomicU64> {
+        let index = generation % JOURNAL as u64;
+        self.journal.get(usize::try_from(index).ok()?)
     }
 }
 

@@ -10,6 +10,7 @@ use ept::space::Space;
 use ept::table::Table;
 use ept::wx::PageState;
 
+use crate::rng::{Rng, scaled};
 use crate::walker::{Memory, Translation, walk_ept};
 
 const MB: u64 = 1 << 20;
@@ -20,6 +21,7 @@ struct Bench {
     memory: Memory<'static>,
     space: Space<'static, EptFormat>,
     path: PrivatePath<'static>,
+    private: &'static [Table],
 }
 
 fn bench() -> Bench {
@@ -36,6 +38,7 @@ fn bench() -> Bench {
         memory,
         space,
         path,
+        private: tables,
     }
 }
 
@@ -191,6 +194,93 @@ fn a_change_of_the_shared_tables_makes_it_stale() {
     bench.path.build(&bench.space, &pages).unwrap();
     assert!(!bench.path.is_stale(&bench.space));
     bench.check(&[GB]);
+}
+
+/// Whether a build touched more than it had to: an entry of the private root
+/// that nobody uses is written over only by a copy of the whole.
+fn was_copied(bench: &Bench, pages: &[(Gpa, Access)]) -> bool {
+    const UNUSED: usize = 300;
+    bench.private[0].store(UNUSED, 8);
+    bench.path.build(&bench.space, pages).unwrap();
+    bench.private[0].load(UNUSED) != 8
+}
+
+#[test]
+fn the_same_region_again_is_refreshed_and_not_copied() {
+    let bench = bench();
+    let page = Gpa::new(GB + 0x5000);
+    let pages = [(page, Access::all())];
+    let set = |gpa: u64, to| {
+        let _ = bench.space.set_state(Gpa::new(gpa), state(to)).unwrap();
+    };
+    set(GB + 0x5000, PageState::Executable);
+    set(3 * GB, PageState::Writable);
+    assert!(was_copied(&bench, &pages));
+    set(GB + 0x5000, PageState::Stepping);
+    set(GB + 0x6000, PageState::Executable);
+    set(3 * GB, PageState::Executable);
+    assert!(!was_copied(&bench, &pages));
+    bench.check(&[GB + 0x5000]);
+    // The page before loses its rights, another one gets them.
+    let other = [(Gpa::new(GB + 0x9000), Access::all())];
+    assert!(!was_copied(&bench, &other));
+    bench.check(&[GB + 0x9000]);
+    // A new table, here or elsewhere, and another region ask for a copy.
+    set(GB + 5 * 2 * MB, PageState::Executable);
+    assert!(was_copied(&bench, &other));
+    set(4 * GB, PageState::Executable);
+    assert!(was_copied(&bench, &other));
+    assert!(was_copied(&bench, &[(Gpa::new(4 * GB), Access::all())]));
+    // So do more changes than are remembered.
+    let _ = bench.path.build(&bench.space, &pages);
+    for i in 0..20 {
+        set(GB + i * 0x1000, PageState::Executable);
+        set(GB + i * 0x1000, PageState::Stepping);
+    }
+    assert!(was_copied(&bench, &pages));
+    bench.check(&[GB + 0x5000]);
+}
+
+#[test]
+fn random_changes_and_builds_agree() {
+    for seed in 0..u64::from(scaled(20)) {
+        let bench = bench();
+        let mut rng = Rng::new(seed);
+        for _ in 0..60 {
+            for _ in 0..rng.below(4) {
+                let region = [GB, GB, GB + 2 * MB, 6 * GB][rng.below(4)];
+                let gpa = Gpa::new(region + rng.below(8) as u64 * 0x1000);
+                let to = [
+                    PageState::Writable,
+                    PageState::Executable,
+                    PageState::Stepping,
+                ];
+                let _ = bench.space.set_state(gpa, state(to[rng.below(3)])).unwrap();
+            }
+            let region = [GB, GB, GB, 6 * GB][rng.below(4)];
+            let mut pages: Vec<_> = (0..=rng.below(5))
+                .map(|_| region + rng.below(8) as u64 * 0x1000)
+                .collect();
+            if rng.chance(8) {
+                pages.push(GB + 2 * MB);
+            }
+            let given: Vec<_> = pages
+                .iter()
+                .map(|&gpa| (Gpa::new(gpa), Access::all()))
+                .collect();
+            bench.path.build(&bench.space, &given).unwrap();
+            for i in 0..16 {
+                let gpa = [GB, 6 * GB][rng.below(2)] + i * 0x1000;
+                let (shared, private) = (bench.shared(gpa).unwrap(), bench.private(gpa).unwrap());
+                let expected = if pages.contains(&gpa) {
+                    Access::all()
+                } else {
+                    shared.rights
+                };
+                assert_eq!(private.rights, expected, "seed {seed} {gpa:#x}");
+            }
+        }
+    }
 }
 
 #[test]
