@@ -357,6 +357,8 @@ bitflags::bitflags! {
         const NO_WAIT = 1 << 0;
         /// Only findings that no reader has had yet.
         const UNDELIVERED = 1 << 1;
+        /// Look only: what is read still counts as undelivered.
+        const PEEK = 1 << 2;
     }
 
     /// What the processor offers.

@@ -220,7 +220,7 @@ impl Assembler {
     /// Answers a reader into `out`, which may be the request's own buffer.
     ///
     /// All kept findings with a number above `request.after_seq`, as many as
-    /// fit; they count as delivered from then on.
+    /// fit; they count as delivered from then on, unless it only peeks.
     pub fn wait(&mut self, request: &WaitRequest, state: State, out: &mut [u8]) -> Wait {
         let room = out.len().saturating_sub(wait_reply_bytes(0)) / size_of::<Finding>();
         if room == 0 {
@@ -245,7 +245,7 @@ impl Assembler {
         for entry in self.entries.iter_mut().filter(|e| wanted(e)).take(count) {
             if let Some(slot) = slots.next() {
                 slot.copy_from_slice(entry.finding.as_bytes());
-                if !entry.delivered {
+                if !entry.delivered && !flags.contains(WaitFlags::PEEK) {
                     entry.delivered = true;
                     self.accounts.delivered += 1;
                     self.accounts.queued -= 1;

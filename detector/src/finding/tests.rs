@@ -133,6 +133,8 @@ fn an_unbacked_fetch_is_named_hashed_and_delivered_once() {
     event.mark(Flags::RETURN_ADDRESS);
     let page = Box::new([0xcc; 4096]);
     assert_eq!(bench.push(&event, Some(&page)), Outcome::Found(1));
+    assert_eq!(bench.wait(0, 1, WaitFlags::PEEK).unwrap().1.len(), 1);
+    assert_eq!(bench.assembler.accounts().delivered, 0);
     let (head, found) = bench.wait(0, 0, WaitFlags::empty()).unwrap();
     assert_eq!((head.count, head.remaining, head.oldest_seq), (1, 0, 1));
     let finding = found[0];
@@ -420,7 +422,7 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         1 => prop::collection::vec(any::<u8>(), 512).prop_map(Step::Raw),
         1 => any::<u16>().prop_map(Step::Lost),
-        2 => (0..40u64, 0..5u32, 0..4u32).prop_map(|(after, max, flags)| Step::Wait { after, max, flags }),
+        2 => (0..40u64, 0..5u32, 0..8u32).prop_map(|(after, max, flags)| Step::Wait { after, max, flags }),
     ]
 }
 
@@ -456,10 +458,13 @@ proptest! {
                     lost += u64::from(count);
                 }
                 Step::Wait { after, max, flags } => {
-                    if let Some((_, found)) = bench.wait(after, max, WaitFlags::from_bits_retain(flags)) {
+                    let flags = WaitFlags::from_bits_retain(flags);
+                    if let Some((_, found)) = bench.wait(after, max, flags) {
                         for finding in found {
                             prop_assert!(finding.seq > after);
-                            handed.insert(finding.seq);
+                            if !flags.contains(WaitFlags::PEEK) {
+                                handed.insert(finding.seq);
+                            }
                         }
                     }
                 }
