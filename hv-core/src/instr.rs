@@ -181,6 +181,21 @@ pub unsafe fn gs_self() -> u64 {
     value
 }
 
+/// The quadword at GS:16.
+///
+/// # Safety
+/// The GS base points to readable memory.
+#[inline]
+#[must_use]
+pub unsafe fn gs_counters() -> u64 {
+    let value: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("mov {}, gs:[16]", out(reg) value, options(nostack, preserves_flags, readonly, pure));
+    };
+    value
+}
+
 /// RFLAGS.
 #[inline]
 #[must_use]
@@ -433,17 +448,17 @@ pub unsafe fn vmxoff() -> Result<(), VmFail> {
     outcome(invalid, valid)
 }
 
-/// Reads a field of the current VMCS; 0 when there is no such field.
+/// Reads a field of the current VMCS; without meaning when there is no such field.
 ///
 /// # Safety
 /// VMX root operation with a current VMCS.
 #[inline]
 #[must_use]
 pub unsafe fn vmread(field: u32) -> u64 {
-    let mut value: u64 = 0;
-    // SAFETY: the caller's promise; a failing VMREAD leaves `value` alone.
+    let value: u64;
+    // SAFETY: the caller's promise; a failing VMREAD leaves the register alone.
     unsafe {
-        asm!("vmread {}, {}", inout(reg) value, in(reg) u64::from(field),
+        asm!("vmread {}, {}", lateout(reg) value, in(reg) u64::from(field),
             options(nomem, nostack));
     };
     value

@@ -76,7 +76,7 @@ pub struct CrashRecord {
 
 /// The first page: state and links.
 ///
-/// The order of the first two fields is known to the stubs in `vmx::entry`.
+/// The offsets of three fields are known to `vmx::entry` and `instr`.
 #[repr(C, align(4096))]
 #[derive(Debug)]
 pub struct CoreState {
@@ -87,10 +87,10 @@ pub struct CoreState {
     pub look_again: AtomicU32,
     /// Core number.
     pub index: Cell<u32>,
+    /// This core's counters, in the shared region (GS:16).
+    pub counters: Cell<*const Counters>,
     /// The hypervisor that this core belongs to.
     pub hypervisor: Cell<*const Hypervisor>,
-    /// This core's counters, in the shared region.
-    pub counters: Cell<*const Counters>,
     /// Local APIC identifier.
     pub apic_id: Cell<u32>,
     /// In VMX operation and counted on for acknowledgements.
@@ -158,6 +158,7 @@ const _: () = assert!(size_of::<Descriptors>() == 4096);
 const _: () = assert!(size_of::<Core>() <= 128 * 1024);
 const _: () = assert!(core::mem::offset_of!(CoreState, this) == 0);
 const _: () = assert!(core::mem::offset_of!(CoreState, look_again) == 8);
+const _: () = assert!(core::mem::offset_of!(CoreState, counters) == 16);
 
 /// Offset of the first byte past the stack.
 pub const STACK_TOP: usize = core::mem::offset_of!(Core, stack) + STACK_BYTES;

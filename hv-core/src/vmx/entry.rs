@@ -151,8 +151,7 @@ global_asm!(
     "3:  cmp dword ptr gs:[8], 0",
     ".globl hvdetect_resume_window",
     "hvdetect_resume_window:",
-    "    mov edx, 1", // 1: only look again
-    "    jne 5f",
+    "    jne 4f",
     "    pop rbx",
     "    pop r11",
     "    pop r10",
@@ -166,6 +165,7 @@ global_asm!(
     "hvdetect_resume_window_end:",
     "    sub rsp, 0x28",
     "    call hvdetect_vmx_resume_failed",
+    "4:  mov edx, 1", // 1: only look again
     "5:  push rbp",
     "    push rsi",
     "    push rdi",

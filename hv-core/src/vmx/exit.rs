@@ -98,14 +98,15 @@ extern "win64" fn hvdetect_vmx_fast(registers: &mut FastRegisters) -> bool {
     registers.rcx = ecx.into();
     registers.rdx = answer.edx.into();
     // SAFETY: the stub runs with the core's GS base.
-    let core = unsafe { exceptions::current() };
-    Counters::bump(&core.counters().exits[reason::CPUID as usize]);
-    let rip = read(guest::RIP) + read(ro::VMEXIT_INSTRUCTION_LEN);
-    if vcpu::long_mode() {
-        write(guest::RIP, rip);
-    } else {
-        write(guest::RIP, rip & 0xFFFF_FFFF);
+    let counters = unsafe { instr::gs_counters() } as *const Counters;
+    // SAFETY: the core's counters live as long as it is in root mode.
+    Counters::bump(unsafe { &(*counters).exits[reason::CPUID as usize] });
+    let rip = read(guest::RIP);
+    let mut next = rip + read(ro::VMEXIT_INSTRUCTION_LEN);
+    if (rip ^ next) >> 32 != 0 && !vcpu::long_mode() {
+        next &= 0xFFFF_FFFF;
     }
+    write(guest::RIP, next);
     let blocking = read(guest::INTERRUPTIBILITY_STATE);
     if blocking & 3 != 0 {
         write(guest::INTERRUPTIBILITY_STATE, blocking & !3);
