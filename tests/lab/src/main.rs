@@ -11,6 +11,8 @@
 //! Results go to standard output, everything else to standard error. Exit codes:
 //! 0 as asked, 1 something failed, 2 usage.
 
+mod cases;
+mod finding;
 mod images;
 mod machine;
 mod place;
@@ -18,6 +20,7 @@ mod progress;
 mod session;
 mod setup;
 mod verbs;
+mod witness;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -37,6 +40,12 @@ enum Verb {
     Build(verbs::build::Arguments),
     /// Boot a machine, load drivers, run commands against it
     Run(verbs::run::Arguments),
+    /// Show it: four attacks on four processors, and what is found
+    Demo,
+    /// Run the test cases
+    Test(verbs::test::Arguments),
+    /// List the test cases
+    List,
 }
 
 fn main() -> ExitCode {
@@ -44,6 +53,9 @@ fn main() -> ExitCode {
         Verb::Setup => verbs::setup::run(),
         Verb::Build(arguments) => verbs::build::run(&arguments),
         Verb::Run(arguments) => verbs::run::run(&arguments),
+        Verb::Demo => verbs::demo::run(),
+        Verb::Test(arguments) => verbs::test::run(&arguments),
+        Verb::List => verbs::list::run(),
     };
     match result {
         Ok(code) => code,

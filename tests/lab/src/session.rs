@@ -6,7 +6,7 @@ use crate::machine::{BootFiles, Machine, Options};
 use crate::setup::Bochs;
 use anyhow::{Context, Result, bail};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
@@ -152,39 +152,6 @@ fn collect(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     })
 }
 
-/// `hvdetect watch --json`, running beside everything else.
-#[derive(Debug)]
-pub(crate) struct Watcher {
-    child: Child,
-    lines: JoinHandle<Vec<String>>,
-}
-
-impl Watcher {
-    /// Starts it.
-    pub(crate) fn start(session: &Session<'_>, machine: &Machine) -> Result<Self> {
-        let words = ["hvdetect", "watch", "--json"].map(str::to_owned);
-        let mut child = session.spawn(machine, &words)?;
-        let stdout = child.stdout.take().context("no pipe")?;
-        drop(collect(child.stderr.take()));
-        let lines = thread::spawn(move || {
-            BufReader::new(stdout)
-                .lines()
-                .map_while(Result::ok)
-                .collect()
-        });
-        Ok(Self { child, lines })
-    }
-
-    /// Gives it a moment for what is on its way, ends it, and returns the
-    /// findings that it printed, one JSON object each.
-    pub(crate) fn finish(mut self) -> Result<Vec<String>> {
-        thread::sleep(Duration::from_millis(500));
-        drop(self.child.kill());
-        drop(self.child.wait());
-        Ok(self.lines.join().unwrap_or_default())
-    }
-}
-
 /// The service name of a driver file: its name in lower case, without `.sys`.
 pub(crate) fn service_name(file: &str) -> String {
     let lower = file.to_ascii_lowercase();
@@ -197,15 +164,15 @@ pub(crate) fn words(line: &str) -> Result<Vec<String>> {
     let mut word: Option<String> = None;
     let mut quote = None;
     for c in line.chars() {
-        match quote {
-            Some(end) if c == end => quote = None,
-            Some(_) => word.get_or_insert_default().push(c),
-            None if c == '"' || c == '\'' => {
-                quote = Some(c);
-                word.get_or_insert_default();
-            }
-            None if c.is_whitespace() => words.extend(word.take()),
-            None => word.get_or_insert_default().push(c),
+        if quote == Some(c) {
+            quote = None;
+        } else if quote.is_none() && (c == '"' || c == '\'') {
+            quote = Some(c);
+            word.get_or_insert_default();
+        } else if quote.is_none() && c.is_whitespace() {
+            words.extend(word.take());
+        } else {
+            word.get_or_insert_default().push(c);
         }
     }
     if quote.is_some() {

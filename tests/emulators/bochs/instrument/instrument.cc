@@ -16,6 +16,8 @@
  * The host's side is a Unix socket whose path stands in HVDETECT_LAB_CONTROL:
  * one connection, one line, one answer (JSON). Commands: `counters`, `marks`,
  * `fetches`, `registers`, `checkpoint PATH`, `count-frames`, `quit CODE`.
+ * HVDETECT_LAB_COUNT_FRAMES=1 counts frames from the start;
+ * HVDETECT_LAB_HYPERVISOR_BIT=1 sets CPUID.1:ECX bit 31.
  * SIGTERM writes the registers and counters to the files `registers.json` and
  * `counters.json` of the working directory and ends the emulator.
  *
@@ -31,6 +33,7 @@
 
 #include "bochs.h"
 #include "cpu/cpu.h"
+#include "cpu/cpuid.h"
 #include "memory/memory-bochs.h"
 #include "pc_system.h"
 
@@ -99,6 +102,7 @@ std::vector<FetchEvent> fetch_events;
 std::vector<Mark> marks;
 Bit64u lost_fetch_events = 0;
 
+bool claim_hypervisor = false;
 int listener = -1;
 volatile sig_atomic_t terminate_requested = 0;
 bool exit_requested = false;
@@ -231,9 +235,9 @@ void registers_json(std::string &out)
 #if BX_SUPPORT_VMX
     if (c->in_vmx) {
       const VMCS_CACHE &v = c->vmcs;
-      append(out, ",\"vmxon_region\":%llu,\"vmcs\":%llu,\"eptp\":%llu,\"mbec\":%s,\"msr_bitmap\":%llu",
+      append(out, ",\"vmxon_region\":%llu,\"vmcs\":%llu,\"eptp\":%llu,\"mbec\":%s,\"mtf\":%s,\"msr_bitmap\":%llu",
              u(c->vmxonptr), u(c->vmcsptr), u(v.eptptr), v.vmexec_ctrls2.MBE_CTRL() ? "true" : "false",
-             u(v.msr_bitmap_addr));
+             v.vmexec_ctrls1.MONITOR_TRAP_FLAG() ? "true" : "false", u(v.msr_bitmap_addr));
       append(out, ",\"host_cr3\":%llu,\"host_rsp\":%llu,\"host_rip\":%llu,\"host_gdtr\":%llu,\"host_idtr\":%llu,\"host_tr\":%llu,\"host_fs\":%llu,\"host_gs\":%llu",
              u(v.host_state.cr3), u(v.host_state.rsp), u(v.host_state.rip), u(v.host_state.gdtr_base),
              u(v.host_state.idtr_base), u(v.host_state.tr_base), u(v.host_state.fs_base), u(v.host_state.gs_base));
@@ -423,6 +427,8 @@ void lab_init(unsigned cpu)
   signal(SIGTERM, on_sigterm);
   const char *count = getenv("HVDETECT_LAB_COUNT_FRAMES");
   if (count && *count == '1') count_frames();
+  const char *claim = getenv("HVDETECT_LAB_HYPERVISOR_BIT");
+  claim_hypervisor = claim && *claim == '1';
   listen_to_host();
   bx_pc_system.register_timer_ticks(NULL, tick, POLL_TICKS, true, true, "lab");
 }
@@ -490,6 +496,11 @@ void lab_vmexit(unsigned cpu, Bit32u reason, Bit64u qualification)
 #else
   (void) qualification;
 #endif
+}
+
+void lab_cpuid(unsigned, Bit32u function, struct cpuid_function_t *leaf)
+{
+  if (claim_hypervisor && function == 1) leaf->ecx |= 1u << 31;
 }
 
 void lab_out(Bit16u port, unsigned len, unsigned value)

@@ -14,6 +14,7 @@
 #if BX_INSTRUMENTATION
 
 class bxInstruction_c;
+struct cpuid_function_t;
 
 // Not zero while instructions are counted by physical frame.
 extern unsigned lab_count_frames;
@@ -24,6 +25,7 @@ void lab_interrupt(unsigned cpu, unsigned vector);
 void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument);
 void lab_vmexit(unsigned cpu, Bit32u reason, Bit64u qualification);
 void lab_out(Bit16u port, unsigned len, unsigned value);
+void lab_cpuid(unsigned cpu, Bit32u function, struct cpuid_function_t *leaf);
 
 #define BX_INSTR_INITIALIZE(cpu) lab_init(cpu)
 #define BX_INSTR_AFTER_EXECUTION(cpu, i) \
@@ -34,6 +36,8 @@ void lab_out(Bit16u port, unsigned len, unsigned value);
 #define BX_INSTR_TLB_CNTRL(cpu, what, argument) lab_tlb_control(cpu, what, argument)
 #define BX_INSTR_VMEXIT(cpu, reason, qualification) lab_vmexit(cpu, reason, qualification)
 #define BX_INSTR_OUTP(port, len, value) lab_out(port, len, value)
+// Called by the lab's own patch.
+#define BX_INSTR_CPUID(cpu, function, leaf) lab_cpuid(cpu, function, leaf)
 
 #else
 
@@ -43,6 +47,7 @@ void lab_out(Bit16u port, unsigned len, unsigned value);
 #define BX_INSTR_TLB_CNTRL(cpu, what, argument)
 #define BX_INSTR_VMEXIT(cpu, reason, qualification)
 #define BX_INSTR_OUTP(port, len, value)
+#define BX_INSTR_CPUID(cpu, function, leaf) (void) function
 
 #endif
 

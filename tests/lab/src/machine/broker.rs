@@ -147,12 +147,12 @@ impl Shared {
     fn read_serial(&self, mut serial: TcpStream) {
         let mut frames = FrameReader::new();
         while let Some(()) = frames.fill(&mut serial) {
-            frames.each(|frame| self.from_guest(frame));
+            frames.each(|frame| self.deliver(frame));
         }
         self.close();
     }
 
-    fn from_guest(&self, frame: &Frame<'_>) {
+    fn deliver(&self, frame: &Frame<'_>) {
         if let Some(Message::Hello {
             version,
             cpus,

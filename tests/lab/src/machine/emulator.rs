@@ -78,6 +78,10 @@ fn spawn(options: &Options, bochs: Option<&Bochs>, directory: &Path, port: u16) 
                 .env(
                     "HVDETECT_LAB_COUNT_FRAMES",
                     if options.count_frames { "1" } else { "0" },
+                )
+                .env(
+                    "HVDETECT_LAB_HYPERVISOR_BIT",
+                    if options.hypervisor_bit { "1" } else { "0" },
                 );
         }
         Emulator::Bochs2 => {

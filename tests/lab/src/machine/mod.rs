@@ -95,13 +95,11 @@ impl Machine {
         let hello = machine
             .broker
             .wait_for_hello(machine.time_left(), || machine.process.ended().is_some());
-        match hello {
-            Some(hello) => machine.hello = hello,
-            None => {
-                machine.settle();
-                bail!("the machine did not boot\n{}", machine.report());
-            }
-        }
+        let Some(hello) = hello else {
+            machine.settle();
+            bail!("the machine did not boot\n{}", machine.report());
+        };
+        machine.hello = hello;
         if machine.hello.cpus != machine.options.cpus {
             bail!(
                 "{} of {} processors started\n{}",
@@ -181,7 +179,7 @@ impl Machine {
         let path = self.directory.path().join("checkpoint.bin");
         let answer = self
             .process
-            .control("checkpoint checkpoint.bin", Duration::from_secs(60))?;
+            .control("checkpoint checkpoint.bin", Duration::from_mins(1))?;
         if answer["ok"] != Value::Bool(true) {
             bail!("the emulator could not write a checkpoint");
         }
@@ -216,13 +214,14 @@ impl Machine {
         let timed_out = lock(&self.watch.0).timed_out.clone();
         match (&timed_out, self.process.ended()) {
             (Some(registers), _) => {
-                text.push_str(&format!(
-                    "time limit of {} s reached; registers at that moment:\n{registers}",
-                    self.options.time_limit.as_secs()
-                ));
+                let limit = self.options.time_limit.as_secs();
+                text += &format!("time limit of {limit} s reached; registers at that moment:\n");
+                text += registers;
             }
             (None, Some(status)) => {
-                text.push_str(&format!("the emulator {}\n", emulator::describe(status)));
+                text += "the emulator ";
+                text += &emulator::describe(status);
+                text.push('\n');
                 if status.code() != Some(0) {
                     text.push_str("its own last lines:\n");
                     text.push_str(&last_lines(&self.process.log(), 8));
@@ -309,20 +308,20 @@ pub(crate) fn describe_registers(all: &Value) -> String {
     let mut text = String::new();
     for cpu in all.as_array().into_iter().flatten() {
         let number = |name: &str| cpu[name].as_u64().unwrap_or(0);
-        text.push_str(&format!(
-            "  CPU {}: {} {}, {}, {} instructions\n",
+        let activity = match number("activity") {
+            0 => "running",
+            1 => "halted",
+            2 => "in shutdown",
+            3 => "waiting for SIPI",
+            _ => "in MWAIT",
+        };
+        text += &format!(
+            "  CPU {}: {} {}, {activity}, {} instructions\n",
             number("cpu"),
             cpu["vendor"].as_str().unwrap_or("?"),
             cpu["mode"].as_str().unwrap_or("?"),
-            match number("activity") {
-                0 => "running",
-                1 => "halted",
-                2 => "in shutdown",
-                3 => "waiting for SIPI",
-                _ => "in MWAIT",
-            },
             number("icount"),
-        ));
+        );
         for row in [
             ["rip", "rflags", "cr3", "cr2"],
             ["rax", "rbx", "rcx", "rdx"],
@@ -332,7 +331,7 @@ pub(crate) fn describe_registers(all: &Value) -> String {
         ] {
             text.push_str("   ");
             for name in row {
-                text.push_str(&format!(" {name:>6}={:016x}", number(name)));
+                text += &format!(" {name:>6}={:016x}", number(name));
             }
             text.push('\n');
         }

@@ -64,6 +64,8 @@ pub(crate) struct Options {
     pub(crate) time_limit: Duration,
     /// Count retired guest instructions by physical frame (our Bochs; slower).
     pub(crate) count_frames: bool,
+    /// CPUID says that a hypervisor is there already (our Bochs).
+    pub(crate) hypervisor_bit: bool,
 }
 
 impl Options {
@@ -76,8 +78,9 @@ impl Options {
             cpus: 4,
             ram: 256,
             quantum: 16,
-            time_limit: Duration::from_secs(120),
+            time_limit: Duration::from_mins(2),
             count_frames: false,
+            hypervisor_bit: false,
         }
     }
 

@@ -121,11 +121,11 @@ pub(crate) fn upstream_source(
     let lists = directory.join("lists");
     fs::create_dir_all(lists.join("partial"))?;
     let sources = directory.join("sources.list");
-    let text: String = archives
+    let lines: Vec<String> = archives
         .iter()
         .map(|uri| format!("deb-src {signed_by}{uri} {release} main\n"))
         .collect();
-    fs::write(&sources, text)?;
+    fs::write(&sources, lines.concat())?;
     let private = |arguments: &[&str]| {
         let mut command = Command::new("apt-get");
         command

@@ -1,5 +1,8 @@
 //! The verbs of `cargo lab`, one file each: arguments in, exit code out.
 
 pub(crate) mod build;
+pub(crate) mod demo;
+pub(crate) mod list;
 pub(crate) mod run;
 pub(crate) mod setup;
+pub(crate) mod test;

@@ -111,6 +111,7 @@ fn attempt(arguments: &Arguments) -> Result<i32> {
         quantum: arguments.quantum,
         time_limit: Duration::from_secs(arguments.time_limit),
         count_frames: false,
+        hypervisor_bit: false,
     };
     let machine = session.boot(options, Some(&tools.bochs))?;
     progress::note(&format!(
@@ -163,11 +164,6 @@ fn with_machine(
         }
         return Ok(code);
     }
-    let watcher = if arguments.json && !arguments.no_hv {
-        Some(session::Watcher::start(session, machine)?)
-    } else {
-        None
-    };
     for command in &arguments.exec {
         let words = session::words(command)?;
         let output = session.command(machine, &words)?;
@@ -182,10 +178,9 @@ fn with_machine(
             code = output.code;
         }
     }
-    if let Some(watcher) = watcher {
-        for finding in watcher.finish()? {
-            println!("{finding}");
-        }
+    if arguments.json && !arguments.no_hv {
+        let words = session::words("hvdetect watch --json --all --no-log --timeout 0.5")?;
+        print!("{}", session.command(machine, &words)?.stdout);
     }
     for name in services.iter().rev() {
         client.stop_service(name)?;

@@ -1,0 +1,72 @@
+//! Taking the machine over and giving it back, again and again.
+
+use super::Stage;
+use anyhow::{Context, Result, ensure};
+use std::thread;
+use std::time::Duration;
+
+pub(super) fn start_and_stop(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.boot_with_driver()?);
+    stage.witness_nothing()?;
+    stage.must(&["start"])?;
+    stage.witness()?;
+    let status = stage.status()?;
+    ensure!(
+        status["cores"].as_u64() == Some(u64::from(stage.options.cpus)),
+        "status: {status}"
+    );
+    stage.must(&["stop"])?;
+    stage.witness_nothing()?;
+    stage.end()
+}
+
+pub(super) fn twenty_under_load(stage: &mut Stage<'_>) -> Result<()> {
+    under_load(stage, 20)
+}
+
+pub(super) fn hundred_under_load(stage: &mut Stage<'_>) -> Result<()> {
+    stage.options.time_limit = Duration::from_mins(15);
+    under_load(stage, 100)
+}
+
+fn under_load(stage: &mut Stage<'_>, cycles: u32) -> Result<()> {
+    stage.options.time_limit = stage.options.time_limit.max(Duration::from_mins(5));
+    let client = stage.boot_with_driver()?;
+    for program in ["compute", "syscalls", "jit"] {
+        client.run_program(program, "")?;
+    }
+    client.start_service("simple_wdm")?;
+    for cycle in 1..=cycles {
+        let one = || -> Result<()> {
+            stage.must(&["start"])?;
+            // The load runs below the hypervisor for a while.
+            thread::sleep(Duration::from_millis(30));
+            if cycle % 5 == 1 {
+                stage.witness()?;
+            }
+            let findings = stage.findings()?;
+            ensure!(
+                findings.is_empty(),
+                "the load caused {}",
+                findings[0].describe()
+            );
+            stage.must(&["stop"])?;
+            Ok(())
+        };
+        one().with_context(|| format!("cycle {cycle} of {cycles}"))?;
+    }
+    stage.witness_nothing()?;
+    client.stop_service("simple_wdm")?;
+    for program in ["compute", "syscalls", "jit"] {
+        client.stop_program(program)?;
+    }
+    stage.end()
+}
+
+pub(super) fn interleavings(stage: &mut Stage<'_>) -> Result<()> {
+    for quantum in (1..=31).step_by(2) {
+        stage.options.quantum = quantum;
+        super::specimens::every_attack(stage).with_context(|| format!("quantum {quantum}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Test cases: ordinary functions in a table.
+//!
+//! A case boots one machine at a time through its [`Stage`] and returns an error
+//! when something is not as it must be; the runner adds the machine's state to
+//! the report. Each case says on which machines it makes sense; an *instance* is
+//! a case on one of them, and its name is `case/model/cpus`.
+
+mod boot;
+mod cycles;
+mod drivers;
+mod refusals;
+mod specimens;
+mod stage;
+
+pub(crate) use stage::Stage;
+
+use crate::images;
+use crate::machine::Options;
+use anyhow::Result;
+
+/// Processor models of the matrix: with mode-based execute control, and without.
+const MODELS: [&str; 2] = ["tigerlake", "corei7_haswell_4770"];
+/// Numbers of processors of the matrix.
+const CPUS: [u32; 3] = [1, 2, 4];
+
+/// On which machines a case runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    /// Every model with every number of processors.
+    Matrix,
+    /// Every model, two processors.
+    Models,
+    /// One machine.
+    Only(&'static str, u32),
+}
+
+/// A case of the table.
+struct Case {
+    name: &'static str,
+    about: &'static str,
+    on: On,
+    /// Left out unless `--long` is given.
+    long: bool,
+    run: fn(&mut Stage<'_>) -> Result<()>,
+}
+
+/// Specimens have one case each, made from the folder.
+const TABLE: &[Case] = &[
+    Case {
+        name: "boot",
+        about: "MiniNT boots, has all its processors, and shuts down cleanly",
+        on: On::Matrix,
+        long: false,
+        run: boot::boots_and_shuts_down,
+    },
+    Case {
+        name: "large-memory",
+        about: "8 GiB of RAM with the hole below 4 GiB: monitored, and the witness agrees",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: boot::large_memory,
+    },
+    Case {
+        name: "eight-processors",
+        about: "eight processors are taken over and given back",
+        on: On::Only("tigerlake", 8),
+        long: false,
+        run: cycles::start_and_stop,
+    },
+    Case {
+        name: "other-models",
+        about: "sapphire_rapids is taken over and given back",
+        on: On::Only("sapphire_rapids", 2),
+        long: false,
+        run: cycles::start_and_stop,
+    },
+    Case {
+        name: "broadwell",
+        about: "broadwell_ult is taken over and given back",
+        on: On::Only("broadwell_ult", 2),
+        long: false,
+        run: cycles::start_and_stop,
+    },
+    Case {
+        name: "hang",
+        about: "a machine that hangs is ended in time, with registers and serial lines",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: boot::a_hang_is_reported,
+    },
+    Case {
+        name: "wdm-driver-in-c",
+        about: "a third party's WDM driver, built with mingw-w64, loads, works and unloads",
+        on: On::Models,
+        long: false,
+        run: drivers::in_c,
+    },
+    Case {
+        name: "wdm-driver-monitored",
+        about: "the same below the hypervisor, with nothing found",
+        on: On::Models,
+        long: false,
+        run: drivers::in_c_monitored,
+    },
+    Case {
+        name: "unresolved-import",
+        about: "a driver with an unresolved import is refused by a sentence that names it",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: drivers::unresolved_import,
+    },
+    Case {
+        name: "start-stop",
+        about: "monitoring starts and stops; the witness looks between",
+        on: On::Matrix,
+        long: false,
+        run: cycles::start_and_stop,
+    },
+    Case {
+        name: "cycles-under-load",
+        about: "20 start/stop cycles while programs and drivers run",
+        on: On::Matrix,
+        long: false,
+        run: cycles::twenty_under_load,
+    },
+    Case {
+        name: "interleavings",
+        about: "start, attack and stop with every second quantum from 1 to 31",
+        on: On::Only("tigerlake", 4),
+        long: true,
+        run: cycles::interleavings,
+    },
+    Case {
+        name: "hundred-cycles",
+        about: "100 start/stop cycles under load",
+        on: On::Models,
+        long: true,
+        run: cycles::hundred_under_load,
+    },
+    Case {
+        name: "no-mtf",
+        about: "the fallback step, on a processor that pretends to have no MTF",
+        on: On::Models,
+        long: false,
+        run: specimens::without_mtf,
+    },
+    Case {
+        name: "jit-silent",
+        about: "ring-3 programs, one of which rewrites its own code, cause no finding",
+        on: On::Models,
+        long: false,
+        run: specimens::programs_are_silent,
+    },
+    Case {
+        name: "locked-off",
+        about: "VT-x locked off by the firmware: refused, nothing changed",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::locked_off,
+    },
+    Case {
+        name: "locked-off-on-one",
+        about: "VT-x not enabled on the second processor only: refused, all given back",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::not_on_second_processor,
+    },
+    Case {
+        name: "hypervisor-present",
+        about: "a hypervisor below us: refused",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::hypervisor_present,
+    },
+    Case {
+        name: "no-ept",
+        about: "a processor with VT-x but without EPT: refused",
+        on: On::Only("core2_penryn_t9600", 2),
+        long: false,
+        run: refusals::no_ept,
+    },
+    Case {
+        name: "no-vmx",
+        about: "a processor without VT-x: refused",
+        on: On::Only("p4_prescott_celeron_336", 1),
+        long: false,
+        run: refusals::no_vmx,
+    },
+    Case {
+        name: "twice",
+        about: "start while started and stop while stopped are refused, state unchanged",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::start_and_stop_twice,
+    },
+    Case {
+        name: "no-driver",
+        about: "the command without a driver exits 4 and says what to do",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: refusals::no_driver,
+    },
+    Case {
+        name: "bad-ioctls",
+        about: "unknown, short and oversized requests are refused by their own status",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::bad_requests,
+    },
+];
+
+/// A case on one machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Instance {
+    /// `case/model/cpus`.
+    pub(crate) name: String,
+    /// What it shows.
+    pub(crate) about: String,
+    /// Left out unless asked for.
+    pub(crate) long: bool,
+    model: &'static str,
+    cpus: u32,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Function(fn(&mut Stage<'_>) -> Result<()>),
+    Specimen(String),
+}
+
+impl Instance {
+    /// The machine that it runs on.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            model: self.model.to_owned(),
+            cpus: self.cpus,
+            ..Options::intel()
+        }
+    }
+
+    /// Runs it.
+    pub(crate) fn run(&self, stage: &mut Stage<'_>) -> Result<()> {
+        match &self.what {
+            What::Function(run) => run(stage),
+            What::Specimen(name) => specimens::found_as_expected(stage, name),
+        }
+    }
+}
+
+/// Every instance, in the order in which they run.
+pub(crate) fn instances() -> Result<Vec<Instance>> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, about: &str, long: bool, on: On, what: What| {
+        let machines: Vec<(&'static str, u32)> = match on {
+            On::Matrix => MODELS
+                .into_iter()
+                .flat_map(|model| CPUS.map(|cpus| (model, cpus)))
+                .collect(),
+            On::Models => MODELS.map(|model| (model, 2)).to_vec(),
+            On::Only(model, cpus) => vec![(model, cpus)],
+        };
+        for (model, cpus) in machines {
+            all.push(Instance {
+                name: format!("{name}/{model}/{cpus}"),
+                about: about.to_owned(),
+                long,
+                model,
+                cpus,
+                what: what.clone(),
+            });
+        }
+    };
+    for case in TABLE {
+        add(
+            case.name,
+            case.about,
+            case.long,
+            case.on,
+            What::Function(case.run),
+        );
+    }
+    for name in images::specimen_names()? {
+        let about = specimens::about(&name)?;
+        add(
+            &name,
+            &about,
+            false,
+            On::Matrix,
+            What::Specimen(name.clone()),
+        );
+    }
+    Ok(all)
+}

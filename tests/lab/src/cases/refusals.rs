@@ -1,0 +1,106 @@
+//! What must be refused, each with its own sentence and exit code, and with the
+//! state unchanged.
+
+use super::Stage;
+use anyhow::{Result, ensure};
+use lab_link::Message;
+
+/// The machine cannot be monitored (`hvdetect`'s exit code).
+const UNFIT: i32 = 5;
+const OTHER: i32 = 1;
+const DRIVER_ABSENT: i32 = 4;
+
+fn refused(stage: &mut Stage<'_>, says: &str) -> Result<()> {
+    drop(stage.boot_with_driver()?);
+    // Twice: a refusal leaves nothing behind that changes the second answer.
+    for _ in 0..2 {
+        stage.must_fail(&["start"], UNFIT, says)?;
+        stage.witness_nothing()?;
+    }
+    stage.end()
+}
+
+pub(super) fn locked_off(stage: &mut Stage<'_>) -> Result<()> {
+    stage.boot_words("feature_control=locked-off");
+    refused(stage, "the firmware has switched virtualization off")
+}
+
+pub(super) fn not_on_second_processor(stage: &mut Stage<'_>) -> Result<()> {
+    stage.boot_words("feature_control=bsp-only");
+    refused(stage, "the firmware has switched virtualization off")
+}
+
+pub(super) fn hypervisor_present(stage: &mut Stage<'_>) -> Result<()> {
+    stage.options.hypervisor_bit = true;
+    refused(stage, "a hypervisor runs already")
+}
+
+pub(super) fn no_ept(stage: &mut Stage<'_>) -> Result<()> {
+    refused(stage, "no nested page tables")
+}
+
+pub(super) fn no_vmx(stage: &mut Stage<'_>) -> Result<()> {
+    refused(stage, "neither Intel VT-x nor AMD-V")
+}
+
+pub(super) fn start_and_stop_twice(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.boot_with_driver()?);
+    stage.must_fail(&["stop"], OTHER, "monitoring does not run")?;
+    stage.must(&["start"])?;
+    stage.must_fail(&["start"], OTHER, "monitoring runs already")?;
+    stage.witness()?;
+    stage.must(&["stop"])?;
+    stage.must_fail(&["stop"], OTHER, "monitoring does not run")?;
+    stage.witness_nothing()?;
+    stage.end()
+}
+
+pub(super) fn no_driver(stage: &mut Stage<'_>) -> Result<()> {
+    stage.boot()?;
+    for verb in ["start", "stop", "status", "watch"] {
+        stage.must_fail(&[verb], DRIVER_ABSENT, "cargo lab run")?;
+    }
+    stage.machine()?.shut_down()
+}
+
+/// Requests that no correct program sends.
+pub(super) fn bad_requests(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    let before = stage.status()?;
+    let opened = client.request(&Message::Open {
+        access: 0xC000_0000,
+        path: r"\\.\hvdetect",
+    })?;
+    ensure!(opened.status == 0, "open: {:#010x}", opened.status);
+    let long = vec![0xA5u8; 32 * 1024];
+    // CTL_CODE: device type 15:0 at bit 16, access at 14, function at 2, method at 0.
+    let codes = (0..0x40).map(|function| 0x22_0000 | (0x800 + function) << 2);
+    for code in codes.chain([0, u32::MAX, 0x22_0003, 0x09_0018]) {
+        for access in [0u32, 1, 2, 3] {
+            let code = code | access << 14;
+            for input in [&[][..], &[1][..], &long[..]] {
+                let reply = client.request(&Message::Ioctl {
+                    handle: opened.information,
+                    code,
+                    capacity: 0,
+                    input,
+                })?;
+                ensure!(
+                    reply.status & 0xC000_0000 == 0xC000_0000,
+                    "code {code:#x} with {} bytes in and none out: {:#010x}",
+                    input.len(),
+                    reply.status
+                );
+            }
+        }
+    }
+    client.request(&Message::Close {
+        handle: opened.information,
+    })?;
+    let after = stage.status()?;
+    ensure!(
+        before["state"] == after["state"],
+        "the state has changed: {before} {after}"
+    );
+    stage.end()
+}

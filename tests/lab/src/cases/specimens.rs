@@ -1,0 +1,176 @@
+//! Specimens: each driver of `tests/specimens` does one thing that a rootkit
+//! does, or is a benign control; its `expect.json` says what must be found.
+//!
+//! Beyond the findings, two things are checked from outside: the witness looks
+//! at the machine while the specimen runs, and the emulator's own count of
+//! retired instructions shows that no instruction of a foreign page was executed
+//! before the hypervisor was asked about it.
+
+use super::Stage;
+use crate::finding::{Expectation, Finding};
+use crate::images;
+use crate::place;
+use crate::session::service_name;
+use anyhow::{Context, Result, bail, ensure};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Kinds whose finding comes from the first fetch of a page that must not be
+/// executed.
+const FIRST_FETCH: [&str; 4] = [
+    "unbacked-execution",
+    "nonexec-section-execution",
+    "discarded-section-execution",
+    "user-page-execution",
+];
+
+fn expectation(name: &str) -> Result<Expectation> {
+    Expectation::read(
+        &place::workspace()
+            .join("tests/specimens")
+            .join(name)
+            .join("expect.json"),
+    )
+}
+
+/// What the table says of a specimen.
+pub(super) fn about(name: &str) -> Result<String> {
+    let expected = expectation(name)?;
+    if !expected.about.is_empty() {
+        return Ok(expected.about);
+    }
+    Ok(if expected.silent {
+        "benign: nothing is found".to_owned()
+    } else {
+        let kinds: Vec<&str> = expected.kinds.iter().map(|k| k.kind.as_str()).collect();
+        format!("found: {}", kinds.join(", "))
+    })
+}
+
+pub(super) fn found_as_expected(stage: &mut Stage<'_>, name: &str) -> Result<()> {
+    stage.options.count_frames = true;
+    attack(stage, name, &["start"])
+}
+
+pub(super) fn without_mtf(stage: &mut Stage<'_>) -> Result<()> {
+    for name in images::specimen_names()? {
+        let expected = expectation(&name)?;
+        if expected
+            .kinds
+            .iter()
+            .any(|k| k.kind == "self-modifying-page")
+        {
+            attack(stage, &name, &["start", "--no-mtf"]).context(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every specimen once, each on a fresh machine.
+pub(super) fn every_attack(stage: &mut Stage<'_>) -> Result<()> {
+    for name in images::specimen_names()? {
+        attack(stage, &name, &["start"]).context(name)?;
+    }
+    Ok(())
+}
+
+fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<()> {
+    let expected = expectation(name)?;
+    ensure!(
+        expected.service == service_name(&images::specimen_file(name)),
+        "expect.json names service {}, the file is {}",
+        expected.service,
+        images::specimen_file(name)
+    );
+    let client = stage.boot_with_driver()?;
+    if expected.before_start {
+        client.start_service(&expected.service)?;
+        stage.must(start)?;
+    } else {
+        stage.must(start)?;
+        client.start_service(&expected.service)?;
+    }
+    let findings = wait(stage, &expected)?;
+    expected.check(&findings)?;
+    before_the_first_instruction(stage, &findings)?;
+    stage.witness()?;
+    client.stop_service(&expected.service)?;
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
+/// Leaves the specimen its time, looking at the machine twice, then waits for
+/// findings that are on their way.
+fn wait(stage: &Stage<'_>, expected: &Expectation) -> Result<Vec<Finding>> {
+    let run = Duration::from_millis(expected.run_ms);
+    for _ in 0..2 {
+        thread::sleep(run / 3);
+        stage.witness()?;
+    }
+    thread::sleep(run / 3);
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let findings = stage.findings()?;
+        if expected.satisfied(&findings) || Instant::now() > end {
+            return Ok(findings);
+        }
+    }
+}
+
+/// The emulator counts the instructions that retire from each frame below the
+/// hypervisor. At the first exit for a fetch from a foreign frame that count
+/// must be zero.
+fn before_the_first_instruction(stage: &Stage<'_>, findings: &[Finding]) -> Result<()> {
+    if !stage.options.count_frames {
+        return Ok(());
+    }
+    let fetches = stage.machine()?.fetches()?;
+    ensure!(
+        fetches["lost"].as_u64() == Some(0),
+        "the emulator lost fetch events"
+    );
+    let events = fetches["events"].as_array().context("fetch events")?;
+    for finding in findings {
+        if !FIRST_FETCH.contains(&finding.kind.as_str()) {
+            continue;
+        }
+        let frame = finding.frame().context("a finding without an address")?;
+        let Some(first) = events
+            .iter()
+            .find(|event| event["frame"].as_u64() == Some(frame))
+        else {
+            bail!(
+                "no exit for a fetch from frame {frame:#x} of {}",
+                finding.describe()
+            );
+        };
+        ensure!(
+            first["retired"].as_u64() == Some(0),
+            "{} instructions of frame {frame:#x} retired before {}",
+            first["retired"],
+            finding.describe()
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn programs_are_silent(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    for program in ["jit", "compute", "syscalls"] {
+        client.run_program(program, "")?;
+    }
+    thread::sleep(Duration::from_millis(1500));
+    stage.witness()?;
+    let findings = stage.findings()?;
+    ensure!(
+        findings.is_empty(),
+        "benign programs caused {}",
+        findings[0].describe()
+    );
+    for program in ["jit", "compute", "syscalls"] {
+        client.stop_program(program)?;
+    }
+    stage.must(&["stop"])?;
+    stage.end()
+}

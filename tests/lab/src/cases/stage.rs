@@ -1,0 +1,152 @@
+//! Where a case plays: the tools and images, one machine, and the questions that
+//! most cases ask it.
+
+use crate::finding::Finding;
+use crate::images::Images;
+use crate::machine::{Client, Machine, Options};
+use crate::session::{CommandOutput, Session};
+use crate::setup::Tools;
+use crate::witness::{self, Checkpoint, Testimony};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// One case's place.
+pub(crate) struct Stage<'a> {
+    tools: &'a Tools,
+    session: Session<'a>,
+    /// The machine to be booted next.
+    pub(crate) options: Options,
+    machine: Option<Machine>,
+}
+
+impl<'a> Stage<'a> {
+    /// An empty place.
+    pub(crate) fn new(tools: &'a Tools, images: &'a Images, options: Options) -> Self {
+        Self {
+            tools,
+            session: Session::new(images),
+            options,
+            machine: None,
+        }
+    }
+
+    /// Adds words to MiniNT's command line.
+    pub(crate) fn boot_words(&mut self, words: &str) {
+        self.session.boot_words(words);
+    }
+
+    /// Boots the machine; one that ran before is gone.
+    pub(crate) fn boot(&mut self) -> Result<&Machine> {
+        self.machine = None;
+        let machine = self
+            .session
+            .boot(self.options.clone(), Some(&self.tools.bochs))?;
+        Ok(self.machine.insert(machine))
+    }
+
+    /// Boots the machine with the driver loaded, not started.
+    pub(crate) fn boot_with_driver(&mut self) -> Result<Client> {
+        let client = self.boot()?.client()?;
+        client.start_service("hvdetect")?;
+        Ok(client)
+    }
+
+    /// The running machine.
+    pub(crate) fn machine(&self) -> Result<&Machine> {
+        self.machine.as_ref().context("no machine is running")
+    }
+
+    /// Runs `hvdetect` and returns whatever it said.
+    pub(crate) fn hvdetect(&self, arguments: &[&str]) -> Result<CommandOutput> {
+        self.session.hvdetect(self.machine()?, arguments)
+    }
+
+    /// Runs `hvdetect`, which must succeed.
+    pub(crate) fn must(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.hvdetect(arguments)?;
+        if output.code != 0 {
+            bail!(
+                "`hvdetect {}` ended with exit code {}: {}{}",
+                arguments.join(" "),
+                output.code,
+                output.stderr,
+                output.stdout
+            );
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs `hvdetect`, which must fail with this code and say this.
+    pub(crate) fn must_fail(&self, arguments: &[&str], code: i32, says: &str) -> Result<()> {
+        let output = self.hvdetect(arguments)?;
+        ensure!(
+            output.code == code && output.stderr.contains(says),
+            "`hvdetect {}`: expected exit code {code} and \"{says}\", got {} and \"{}\"",
+            arguments.join(" "),
+            output.code,
+            output.stderr.trim()
+        );
+        Ok(())
+    }
+
+    /// Every finding that the driver keeps, waiting a little for late ones.
+    pub(crate) fn findings(&self) -> Result<Vec<Finding>> {
+        let text = self.must(&["watch", "--json", "--all", "--no-log", "--timeout", "0.3"])?;
+        Finding::parse_lines(&text)
+    }
+
+    /// `hvdetect status --json`.
+    pub(crate) fn status(&self) -> Result<Value> {
+        let text = self.must(&["status", "--json"])?;
+        serde_json::from_str(text.trim()).context("status")
+    }
+
+    /// Stops the machine for a moment: every promise must hold, and every
+    /// processor must be virtualized.
+    pub(crate) fn witness(&self) -> Result<Testimony> {
+        let machine = self.machine()?;
+        let testimony = witness::examine(&Checkpoint::parse(machine.checkpoint()?)?);
+        ensure!(
+            testimony.virtualized == machine.options().cpus as usize,
+            "the witness sees {} of {} processors virtualized",
+            testimony.virtualized,
+            machine.options().cpus
+        );
+        ensure!(
+            testimony.violations.is_empty(),
+            "the witness: {}",
+            testimony.violations.join("\n")
+        );
+        ensure!(
+            testimony.executable > 0 && testimony.hypervisor_frames > 0,
+            "the witness found nothing to look at"
+        );
+        Ok(testimony)
+    }
+
+    /// The witness must see no processor virtualized.
+    pub(crate) fn witness_nothing(&self) -> Result<()> {
+        let testimony = witness::examine(&Checkpoint::parse(self.machine()?.checkpoint()?)?);
+        ensure!(
+            testimony.virtualized == 0,
+            "{} processors are still virtualized",
+            testimony.virtualized
+        );
+        Ok(())
+    }
+
+    /// Unloads the driver and shuts the machine down, which MiniNT allows only
+    /// when nothing is left behind.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        let machine = self.machine()?;
+        drop(machine.client()?.stop_service("hvdetect"));
+        machine.shut_down()?;
+        self.machine = None;
+        Ok(())
+    }
+
+    /// The state of the machine, for a report.
+    pub(crate) fn report(&self) -> Option<String> {
+        self.machine.as_ref().map(Machine::report)
+    }
+}

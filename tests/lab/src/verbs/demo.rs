@@ -1,0 +1,152 @@
+//! `cargo lab demo`: from nothing to the first findings.
+//!
+//! One machine with four Intel processors; monitoring is started on the running
+//! system; one specimen after the other does what a rootkit does, then a benign
+//! driver does what ordinary drivers do. What is found is shown as a person
+//! would read it. The exit code is 0 only if every attack was found, the benign
+//! one was not, and the witness agreed each time.
+
+use crate::cases::Stage;
+use crate::finding::{Expectation, Finding};
+use crate::images::{self, Profile, Wanted};
+use crate::machine::Options;
+use crate::place;
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How many attacks are shown.
+const ATTACKS: usize = 4;
+
+/// Runs the demonstration.
+pub(crate) fn run() -> Result<ExitCode> {
+    let begin = Instant::now();
+    let tools = setup::all()?;
+    let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
+    let (attacks, benign) = programme()?;
+    let mut stage = Stage::new(&tools, &images, Options::intel());
+    let result = perform(&mut stage, &attacks, &benign);
+    if let (Err(_), Some(state)) = (&result, stage.report()) {
+        eprintln!("{state}");
+    }
+    result?;
+    println!("\nAll of it took {:.0} s.", begin.elapsed().as_secs_f32());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The attacks to show, those of different kinds first, and the benign control.
+fn programme() -> Result<(Vec<Expectation>, Expectation)> {
+    let mut attacks: Vec<Expectation> = Vec::new();
+    let mut others = Vec::new();
+    let mut benign = None;
+    for name in images::specimen_names()? {
+        let expected = Expectation::read(
+            &place::workspace()
+                .join("tests/specimens")
+                .join(&name)
+                .join("expect.json"),
+        )?;
+        if expected.before_start {
+            continue;
+        }
+        if expected.silent {
+            benign = benign.or(Some(expected));
+            continue;
+        }
+        let known = attacks
+            .iter()
+            .any(|one| one.kinds[0].kind == expected.kinds[0].kind);
+        if known {
+            others.push(expected);
+        } else {
+            attacks.push(expected);
+        }
+    }
+    attacks.extend(others);
+    attacks.truncate(ATTACKS);
+    if attacks.len() < ATTACKS {
+        bail!("only {} attacks in tests/specimens", attacks.len());
+    }
+    Ok((
+        attacks,
+        benign.context("no benign control in tests/specimens")?,
+    ))
+}
+
+fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    {
+        let machine = stage.machine()?;
+        println!(
+            "{} runs on {} emulated {} processors. hvdetect_driver.sys is loaded.\n",
+            machine.hello().text,
+            machine.hello().cpus,
+            machine.options().model
+        );
+    }
+    print!("$ hvdetect start\n{}", stage.must(&["start"])?);
+    let testimony = stage.witness()?;
+    println!(
+        "The system goes on as the guest of a thin hypervisor. Seen from outside: {} pages are \
+         executable, none of them writable; {} frames of the hypervisor are hidden.",
+        testimony.executable, testimony.hypervisor_frames
+    );
+    let mut seen = 0;
+    for (number, attack) in attacks.iter().enumerate() {
+        println!(
+            "\n== Attack {} of {}: {}",
+            number + 1,
+            attacks.len(),
+            title(attack)
+        );
+        client.start_service(&attack.service)?;
+        let findings = new_findings(stage, attack, seen)?;
+        attack.check(&findings)?;
+        stage.witness()?;
+        for finding in &findings {
+            println!("{}", finding.describe());
+        }
+        if let Some(first) = findings.first() {
+            let text = stage.must(&["show", &first.seq.to_string()])?;
+            println!("$ hvdetect show {}", first.seq);
+            print!("{text}");
+        }
+        seen = findings.iter().map(|f| f.seq).fold(seen, u64::max);
+        client.stop_service(&attack.service)?;
+    }
+    println!("\n== Benign control: {}", title(benign));
+    client.start_service(&benign.service)?;
+    let findings = new_findings(stage, benign, seen)?;
+    benign.check(&findings)?;
+    client.stop_service(&benign.service)?;
+    println!("Nothing found, as it must be.");
+    print!("\n$ hvdetect status\n{}", stage.must(&["status"])?);
+    print!("\n$ hvdetect stop\n{}", stage.must(&["stop"])?);
+    stage.witness_nothing()?;
+    stage.end()?;
+    println!("The machine was given back and has shut down; nothing was left behind.");
+    Ok(())
+}
+
+fn title(expected: &Expectation) -> String {
+    if expected.about.is_empty() {
+        expected.service.clone()
+    } else {
+        format!("{} ({})", expected.about, expected.service)
+    }
+}
+
+/// Findings after number `seen`, once all that is expected has come.
+fn new_findings(stage: &Stage<'_>, expected: &Expectation, seen: u64) -> Result<Vec<Finding>> {
+    thread::sleep(Duration::from_millis(expected.run_ms));
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut findings = stage.findings()?;
+        findings.retain(|finding| finding.seq > seen);
+        if expected.satisfied(&findings) || Instant::now() > end {
+            return Ok(findings);
+        }
+    }
+}
