@@ -82,6 +82,7 @@ impl<'a> Pool<'a> {
 
     /// The table at physical address `hpa`, if it is one of ours.
     #[must_use]
+    #[inline]
     pub fn find(&self, hpa: Hpa) -> Option<&'a Table> {
         self.chunks.iter().find_map(|chunk| {
             let offset = hpa.as_u64().checked_sub(chunk.base.as_u64())?;

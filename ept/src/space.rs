@@ -544,6 +544,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     }
 
     /// Follows the tables to the entry that maps `gpa` or is absent.
+    #[inline]
     fn walk(&self, gpa: Gpa) -> Result<Slot<'a>, MapError> {
         if gpa.as_u64() >= self.limit {
             return Err(MapError::OutOfReach);
@@ -553,14 +554,14 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         loop {
             let index = table_index(gpa, level);
             let raw = table.load(index);
+            if let Some(hpa) = self.format.next_table(raw, level) {
+                // An entry that leads nowhere is not one of ours.
+                table = self.pool.find(hpa).ok_or(MapError::OutOfReach)?;
+                level = level.wrapping_sub(1);
+                continue;
+            }
             let leaf = match self.decode(raw, level, gpa) {
                 Entry::Leaf(leaf) => Some(leaf),
-                Entry::Table(hpa) if level > 1 => {
-                    // An entry that leads nowhere is not one of ours.
-                    table = self.pool.find(hpa).ok_or(MapError::OutOfReach)?;
-                    level -= 1;
-                    continue;
-                }
                 Entry::Table(_) | Entry::Absent => None,
             };
             return Ok(Slot {
@@ -593,9 +594,10 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         let mut raw = self.encode(leaf);
         for level in bottom.level()..slot.level {
             let (hpa, table) = self.pool.claim().ok_or(MapError::PoolExhausted)?;
-            table.clear();
             if level < leaf.size.level() {
                 self.subdivide(table, leaf, gpa, level);
+            } else {
+                table.clear();
             }
             if level >= leaf.size.level() || level > bottom.level() {
                 table.store(table_index(gpa, level), raw);
@@ -615,17 +617,23 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         })
     }
 
-    /// The 4 KB entry for `gpa`, after filling and splitting as needed. A
-    /// missing entry is filled in small pieces at once: a large leaf that is
-    /// seen for a moment only would have to be broken again.
+    /// The 4 KB entry for `gpa`, after filling and splitting as needed.
+    #[inline]
     fn small_slot(&self, gpa: Gpa) -> Result<(Slot<'a>, Flush), MapError> {
         let slot = self.walk(gpa)?;
-        let leaf = match slot.leaf {
-            Some(leaf) if leaf.size == PageSize::Size4K => return Ok((slot, Flush::None)),
-            Some(leaf) => leaf,
-            None => self.largest_leaf(gpa),
-        };
-        let flush = self.hang(&slot, &leaf, gpa, PageSize::Size4K, self.reserve())?;
+        match slot.leaf {
+            Some(leaf) if leaf.size == PageSize::Size4K => Ok((slot, Flush::None)),
+            _ => self.make_small(&slot, gpa),
+        }
+    }
+
+    /// Fills or splits what `slot` found. A missing entry is filled in small
+    /// pieces at once: a large leaf that is seen for a moment only would have to
+    /// be broken again.
+    #[cold]
+    fn make_small(&self, slot: &Slot<'a>, gpa: Gpa) -> Result<(Slot<'a>, Flush), MapError> {
+        let leaf = slot.leaf.unwrap_or_else(|| self.largest_leaf(gpa));
+        let flush = self.hang(slot, &leaf, gpa, PageSize::Size4K, self.reserve())?;
         Ok((self.walk(gpa)?, flush))
     }
 
@@ -646,15 +654,14 @@ impl<'a, F: NestedEntry> Space<'a, F> {
             .align_down(span)
             .as_u64()
             .wrapping_sub(whole.gpa.as_u64());
-        let first = whole.hpa.as_u64().wrapping_add(offset);
+        let mut raw = self.encode(&Leaf {
+            hpa: Hpa::new(whole.hpa.as_u64().wrapping_add(offset)),
+            size,
+            ..*whole
+        });
         for index in 0..ENTRIES {
-            let hpa = first.wrapping_add((index as u64).wrapping_mul(size.bytes()));
-            let raw = self.encode(&Leaf {
-                hpa: Hpa::new(hpa),
-                size,
-                ..*whole
-            });
             table.store(index, raw);
+            raw = raw.wrapping_add(size.bytes());
         }
     }
 
@@ -663,6 +670,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         FILL_RESERVE.min(self.pool.capacity() / 8)
     }
 
+    #[inline]
     fn change(&self, gpa: Gpa, update: impl FnOnce(Leaf) -> Leaf) -> Result<Change, MapError> {
         let (slot, split) = self.small_slot(gpa)?;
         let old = slot.leaf.ok_or(MapError::OutOfReach)?;
@@ -680,6 +688,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
 
     /// Exchanges a leaf for another of the same size, or for nothing, by one
     /// store, and says what that asks of the cores.
+    #[inline]
     fn replace(&self, slot: &Slot<'a>, new: Option<Leaf>) -> Flush {
         let raw = new.map_or(0, |leaf| self.encode(&leaf));
         if raw == slot.raw {
@@ -693,17 +702,13 @@ impl<'a, F: NestedEntry> Space<'a, F> {
             self.tally.leaf(new, true);
         }
         self.advance(slot.gpa, slot.level);
-        self.compare(slot.raw, raw, slot.level)
-    }
-
-    /// What a change from entry `old` to `new` asks of the cores, judged by what
-    /// the format made of them.
-    fn compare(&self, old: u64, new: u64, level: u8) -> Flush {
-        let base = Gpa::new(0);
-        match (self.decode(old, level, base), self.decode(new, level, base)) {
-            (Entry::Absent, Entry::Absent) => Flush::None,
-            (Entry::Absent, _) => Flush::Relaxed,
-            (Entry::Leaf(old), Entry::Leaf(new)) => {
+        let Some(old) = &slot.leaf else {
+            return Flush::Relaxed;
+        };
+        // Judged by what the format made of the new leaf: not every right can be
+        // said in each.
+        match self.decode(raw, slot.level, slot.gpa) {
+            Entry::Leaf(new) => {
                 if old.hpa != new.hpa || old.mt != new.mt || !new.access.contains(old.access) {
                     Flush::Revoked
                 } else if old.access == new.access {
@@ -712,7 +717,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
                     Flush::Relaxed
                 }
             }
-            _ => Flush::Revoked,
+            Entry::Absent | Entry::Table(_) => Flush::Revoked,
         }
     }
 

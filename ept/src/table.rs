@@ -27,6 +27,7 @@ impl Table {
 
     /// The entry at `index`, taken modulo 512.
     #[must_use]
+    #[inline]
     pub fn load(&self, index: usize) -> u64 {
         self.0
             .get(index % ENTRIES)
@@ -34,6 +35,7 @@ impl Table {
     }
 
     /// Replaces the entry at `index`, taken modulo 512, in one store.
+    #[inline]
     pub fn store(&self, index: usize, raw: u64) {
         if let Some(entry) = self.0.get(index % ENTRIES) {
             entry.store(raw, Ordering::Release);

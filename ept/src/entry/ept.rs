@@ -33,12 +33,20 @@ pub struct EptFormat {
     pub mbec: bool,
 }
 
+impl EptFormat {
+    /// The bits of which one at least makes an entry present.
+    const fn present(self) -> u64 {
+        READ | WRITE | EXEC | if self.mbec { EXEC_USER } else { 0 }
+    }
+}
+
 impl NestedEntry for EptFormat {
     fn table(&self, hpa: Hpa) -> u64 {
         let user = if self.mbec { EXEC_USER } else { 0 };
         frame(hpa, PageSize::Size4K) | READ | WRITE | EXEC | user
     }
 
+    #[inline]
     fn leaf(&self, hpa: Hpa, size: PageSize, access: Access, mt: MemoryType, soft: Soft) -> u64 {
         let access = access.legal();
         let mut rights = 0;
@@ -65,9 +73,9 @@ impl NestedEntry for EptFormat {
         frame(hpa, size) | rights | large | (u64::from(mt.bits()) << TYPE_SHIFT) | SOFT.pack(soft)
     }
 
+    #[inline]
     fn decode(&self, raw: u64, level: u8) -> Decoded {
-        let present = READ | WRITE | EXEC | if self.mbec { EXEC_USER } else { 0 };
-        if raw & present == 0 {
+        if raw & self.present() == 0 {
             return Decoded::Absent;
         }
         let Some(size) = leaf_size(raw, level) else {
@@ -86,6 +94,14 @@ impl NestedEntry for EptFormat {
             mt: MemoryType::from_bits((raw >> TYPE_SHIFT & 7) as u8).unwrap_or(MemoryType::Uc),
             soft: SOFT.unpack(raw),
         }
+    }
+
+    #[inline]
+    fn next_table(&self, raw: u64, level: u8) -> Option<Hpa> {
+        if raw & self.present() == 0 || leaf_size(raw, level).is_some() {
+            return None;
+        }
+        Some(Hpa::new(raw & ADDRESS))
     }
 
     fn separates_user_fetches(&self) -> bool {

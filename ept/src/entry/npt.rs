@@ -36,6 +36,7 @@ impl NestedEntry for NptFormat {
         frame(hpa, PageSize::Size4K) | PRESENT | WRITE | USER | ACCESSED
     }
 
+    #[inline]
     fn leaf(&self, hpa: Hpa, size: PageSize, access: Access, _mt: MemoryType, soft: Soft) -> u64 {
         let access = access.legal();
         if !access.contains(Access::READ) {
@@ -54,6 +55,7 @@ impl NestedEntry for NptFormat {
         raw
     }
 
+    #[inline]
     fn decode(&self, raw: u64, level: u8) -> Decoded {
         if raw & PRESENT == 0 {
             return Decoded::Absent;
@@ -74,6 +76,14 @@ impl NestedEntry for NptFormat {
             mt: MemoryType::Wb,
             soft: SOFT.unpack(raw),
         }
+    }
+
+    #[inline]
+    fn next_table(&self, raw: u64, level: u8) -> Option<Hpa> {
+        if raw & PRESENT == 0 || leaf_size(raw, level).is_some() {
+            return None;
+        }
+        Some(Hpa::new(raw & ADDRESS))
     }
 
     fn separates_user_fetches(&self) -> bool {
