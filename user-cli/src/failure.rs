@@ -4,6 +4,7 @@
 
 use crate::device::DeviceError;
 use detector::wire::{Malformed, StartError};
+use std::fmt::Write;
 use std::io;
 
 /// Anything that has no code of its own.
@@ -110,15 +111,16 @@ pub(crate) fn start_error(raw: u32, core: u32, detail: u64) -> Failure {
     let Some(error) = StartError::from_raw(raw) else {
         return Failure::mismatch(&format!("unknown error {raw}"));
     };
-    let (code, sentence) = sentence(error);
-    let mut message = String::from(sentence);
+    let (exit, text) = sentence(error);
+    let mut message = String::from(text);
+    // Writing to a String cannot fail.
     if core != u32::MAX {
-        message += &format!(" (core {core})");
+        let _ = write!(message, " (core {core})");
     }
     if detail != 0 {
-        message += &format!(" [detail {detail:#x}]");
+        let _ = write!(message, " [detail {detail:#x}]");
     }
-    Failure::new(code, message)
+    Failure::new(exit, message)
 }
 
 fn sentence(error: StartError) -> (u8, &'static str) {

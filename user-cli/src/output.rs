@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write};
 pub(crate) struct Output {
     /// Paint text.
     pub(crate) paint: Paint,
+    stdout: io::Stdout,
 }
 
 impl Output {
@@ -20,13 +21,16 @@ impl Output {
                 io::stdout().is_terminal() && !unwanted
             }
         };
-        Output { paint: Paint(on) }
+        Output {
+            paint: Paint(on),
+            stdout: io::stdout(),
+        }
     }
 
     /// Prints text, which has its own line ends, and flushes it: the reader of a
     /// pipe sees each finding at once.
     pub(crate) fn print(&self, text: &str) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
+        let mut stdout = self.stdout.lock();
         stdout.write_all(text.as_bytes())?;
         stdout.flush()
     }

@@ -20,7 +20,7 @@ use zerocopy::IntoBytes;
 const BATCH: usize = 16;
 
 /// Starting and stopping touch every core of an emulator.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// An open device of the right version.
 pub(crate) struct Session {

@@ -30,6 +30,7 @@ const STATUS_UNSUCCESSFUL: u32 = 0xC000_0001;
 
 /// What the fake driver is and has.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools)] // independent switches
 struct World {
     unloaded: bool,
     loadable: bool,
@@ -356,9 +357,9 @@ fn wait(
                 reply.accounts = accounts(&world);
                 drop(world);
                 let mut bytes = reply.as_bytes().to_vec();
-                found
-                    .iter()
-                    .for_each(|f| bytes.extend_from_slice(f.as_bytes()));
+                for finding in &found {
+                    bytes.extend_from_slice(finding.as_bytes());
+                }
                 send(&out, id, 0, bytes.len() as u64, &bytes);
                 return;
             }
@@ -580,10 +581,7 @@ fn watch_takes_what_waits_then_what_comes_and_logs_it() {
 }
 
 fn record_hash() -> String {
-    Sha256::digest(page())
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    format!("{:x}", Sha256::digest(page()))
 }
 
 #[test]

@@ -92,18 +92,14 @@ fn from_driver(seq: u64) -> Result<Option<(Record, Option<Page>)>, Failure> {
 
 fn from_log(show: &Show) -> Result<Record, Failure> {
     let path = log::path(show.log.as_deref())?;
-    let missing = || {
+    let missing = |why: &str| {
         Failure::other(format!(
-            "there is no finding {} in the driver or in {}.",
+            "there is no finding {} in the driver or in {}{why}.",
             show.seq,
             path.display()
         ))
     };
-    let lines = log::read(&path).map_err(|error| {
-        let mut failure = missing();
-        failure.message += &format!(" ({error})");
-        failure
-    })?;
+    let lines = log::read(&path).map_err(|error| missing(&format!(" ({error})")))?;
     let mut last = None;
     for line in lines {
         if let Line::Good(record) = line?
@@ -112,7 +108,7 @@ fn from_log(show: &Show) -> Result<Record, Failure> {
             last = Some(*record);
         }
     }
-    last.ok_or_else(missing)
+    last.ok_or_else(|| missing(""))
 }
 
 fn from_folder(folder: &Path, hash: &str) -> Result<Option<Page>, Failure> {

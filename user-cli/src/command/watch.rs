@@ -12,6 +12,7 @@ use crate::record::Record;
 use crate::render::finding;
 use crate::session::{Batch, Session};
 use detector::wire::{Accounts, Finding, FindingFlags, WaitFlags};
+use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
@@ -124,11 +125,13 @@ impl Sink<'_> {
 }
 
 fn summary(printed: u64, accounts: Option<&Accounts>) {
+    // Writing to a String cannot fail.
     let mut text = format!("{printed} findings.");
     if let Some(accounts) = accounts {
         let dropped = accounts.ring_full + accounts.queue_full;
         if dropped > 0 {
-            text += &format!(
+            let _ = write!(
+                text,
                 " {dropped} events were dropped: {} (a core's ring full), {} (too many unread).",
                 accounts.ring_full, accounts.queue_full
             );

@@ -27,9 +27,9 @@ const STATUS_DELETE_PENDING: u32 = 0xC000_0056;
 const GENERIC_READ_WRITE: u32 = 0xC000_0000;
 
 /// The machine may be paused or slow: it is an emulator.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
 /// A cancelled request must end soon.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(60);
+const CANCEL_TIMEOUT: Duration = Duration::from_mins(1);
 
 struct Link {
     stream: TcpStream,
@@ -98,7 +98,7 @@ impl Link {
                 return Ok(None);
             }
             if self.received.is_empty() {
-                let mut buffer = [0; 65_536];
+                let mut buffer = [0; 16_384];
                 match self.stream.read(&mut buffer) {
                     Ok(0) => return Err(DeviceError::Gone("the machine is gone.".to_owned())),
                     Ok(length) => self.received.extend_from_slice(&buffer[..length]),

@@ -208,17 +208,18 @@ mod tests {
         assert_eq!(text, include_str!("../snapshots/full.txt"));
     }
 
+    fn poison(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::String(s) => *s = "\u{1b}[31m".to_owned(),
+            serde_json::Value::Array(a) => a.iter_mut().for_each(poison),
+            serde_json::Value::Object(o) => o.values_mut().for_each(poison),
+            _ => {}
+        }
+    }
+
     #[test]
     fn no_field_of_a_log_line_reaches_the_terminal_raw() {
         let mut json = serde_json::to_value(Record::from(&hook())).unwrap();
-        fn poison(value: &mut serde_json::Value) {
-            match value {
-                serde_json::Value::String(s) => *s = "\u{1b}[31m".to_owned(),
-                serde_json::Value::Array(a) => a.iter_mut().for_each(poison),
-                serde_json::Value::Object(o) => o.values_mut().for_each(poison),
-                _ => {}
-            }
-        }
         poison(&mut json);
         let record: Record = serde_json::from_value(json).unwrap();
         let text = short(&record, PLAIN) + &full(&record, PLAIN);

@@ -239,20 +239,10 @@ impl Status {
                 self.vendor, self.cores, self.address_bits
             ),
         );
-        let spelt = |names: &[&str], table: &[(&'static str, &'static str)]| {
-            let of = |name: &&str| {
-                table
-                    .iter()
-                    .find(|(n, _)| n == name)
-                    .map_or("", |(_, t)| *t)
-            };
-            names.iter().map(of).collect::<Vec<_>>().join("; ")
-        };
-        let table = FEATURES.map(|(_, name, text)| (name, text));
-        line("Abilities", spelt(&self.features, &table));
+        line("Abilities", self.abilities());
         line("Coverage", paint.bold(self.coverage));
-        for gap in &self.gaps {
-            line("", spelt(&[gap], &GAPS.map(|(_, name, text)| (name, text))));
+        for (_, _, text) in GAPS.iter().filter(|(_, name, _)| self.gaps.contains(name)) {
+            line("", (*text).to_owned());
         }
         line(
             "Pages",
@@ -317,17 +307,28 @@ impl Status {
                 }
             ),
         );
-        let mut first = true;
-        for (name, count) in &self.exits {
-            let label = if std::mem::take(&mut first) {
-                "Exits"
-            } else {
-                ""
-            };
-            let count = count.as_u64().unwrap_or(0);
-            line(label, format!("{name:<26}{count:>14}"));
-        }
+        self.exits_text(&mut out);
         out
+    }
+
+    fn exits_text(&self, out: &mut String) {
+        let mut label = "Exits";
+        for (name, count) in &self.exits {
+            let count = count.as_u64().unwrap_or(0);
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "{label:<15}{name:<26}{count:>14}");
+            label = "";
+        }
+    }
+
+    fn abilities(&self) -> String {
+        let text = |name: &&str| FEATURES.iter().find(|(_, n, _)| n == name);
+        let texts: Vec<_> = self.features.iter().filter_map(text).collect();
+        texts
+            .iter()
+            .map(|(.., t)| *t)
+            .collect::<Vec<_>>()
+            .join("; ")
     }
 }
 
