@@ -44,6 +44,8 @@ enum Verb {
     Demo,
     /// Run the test cases
     Test(verbs::test::Arguments),
+    /// Count what the hypervisor costs
+    Bench(verbs::bench::Arguments),
     /// List the test cases
     List,
 }
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Run(arguments) => verbs::run::run(&arguments),
         Verb::Demo => verbs::demo::run(),
         Verb::Test(arguments) => verbs::test::run(&arguments),
+        Verb::Bench(arguments) => verbs::bench::run(&arguments),
         Verb::List => verbs::list::run(),
     };
     match result {

@@ -25,6 +25,11 @@
  * timer, that is between two instructions of every processor, so a checkpoint
  * is consistent; the signal handler only sets a flag.
  *
+ * Besides, per processor: `launch`, the instructions from the write that set
+ * CR4.VMXE to the first VM entry, and `leave`, those from the last VM exit to the
+ * write that cleared it; `root_by_exit`, the root instructions by the reason of
+ * the exit that began their interval.
+ *
  * Counting. Bochs counts instructions per processor (`icount`); a VM exit adds
  * one that is no instruction. `guest` is the sum over the intervals from VM
  * entry to VM exit, `root` over those from exit to the next entry, without that
@@ -75,7 +80,8 @@ struct Counters {
   Bit64u icount;
   Bit64u guest, root;
   Bit64u invept, invvpid, nmi;
-  std::map<Bit32s, Bit64u> exits;
+  Bit64u launch, leave;
+  std::map<Bit32s, Bit64u> exits, root_by_exit;
 };
 
 struct Processor {
@@ -84,6 +90,8 @@ struct Processor {
   bool in_guest;       // between VM entry and VM exit
   bool was_in_root;    // an exit was seen, so `since` begins a root interval
   bool exit_pending;   // VMX: the exit's own context switch is still to come
+  Bit32s last_exit;    // its reason
+  Bit64u switched_on;  // icount when CR4.VMXE was set, 0 once a guest was entered
 };
 
 struct FetchEvent {
@@ -130,14 +138,22 @@ void account(unsigned cpu)
   Processor &p = processors[cpu];
   Bit64u now = BX_CPU(cpu)->get_icount();
   if (p.in_guest) p.counters.guest += now - p.since;
-  else if (p.was_in_root) p.counters.root += now - p.since;
+  else if (p.was_in_root) {
+    p.counters.root += now - p.since;
+    p.counters.root_by_exit[p.last_exit] += now - p.since;
+  }
   p.since = now;
 }
 
 void enter_guest(unsigned cpu)
 {
+  Processor &p = processors[cpu];
   account(cpu);
-  processors[cpu].in_guest = true;
+  p.in_guest = true;
+  if (p.switched_on) {
+    p.counters.launch = p.since - p.switched_on;
+    p.switched_on = 0;
+  }
 }
 
 void leave_guest(unsigned cpu, Bit32s reason)
@@ -146,6 +162,7 @@ void leave_guest(unsigned cpu, Bit32s reason)
   Processor &p = processors[cpu];
   p.in_guest = false;
   p.was_in_root = true;
+  p.last_exit = reason;
   p.since += 1; // the tick that the exit itself costs
   p.counters.exits[reason] += 1;
 }
@@ -158,19 +175,27 @@ Counters snapshot(unsigned cpu)
   return c;
 }
 
+void map_json(std::string &out, const char *name, const std::map<Bit32s, Bit64u> &map)
+{
+  append(out, ",\"%s\":{", name);
+  bool first = true;
+  for (const auto &entry : map) {
+    append(out, "%s\"%d\":%llu", first ? "" : ",", (int) entry.first, u(entry.second));
+    first = false;
+  }
+  out += "}";
+}
+
 void counters_json(std::string &out, const std::vector<Counters> &all)
 {
   out += "[";
   for (size_t n = 0; n < all.size(); n++) {
     const Counters &c = all[n];
-    append(out, "%s{\"total\":%llu,\"guest\":%llu,\"root\":%llu,\"invept\":%llu,\"invvpid\":%llu,\"nmi\":%llu,\"exits\":{",
-           n ? "," : "", u(c.icount), u(c.guest), u(c.root), u(c.invept), u(c.invvpid), u(c.nmi));
-    bool first = true;
-    for (const auto &entry : c.exits) {
-      append(out, "%s\"%d\":%llu", first ? "" : ",", (int) entry.first, u(entry.second));
-      first = false;
-    }
-    out += "}}";
+    append(out, "%s{\"total\":%llu,\"guest\":%llu,\"root\":%llu,\"invept\":%llu,\"invvpid\":%llu,\"nmi\":%llu,\"launch\":%llu,\"leave\":%llu",
+           n ? "," : "", u(c.icount), u(c.guest), u(c.root), u(c.invept), u(c.invvpid), u(c.nmi), u(c.launch), u(c.leave));
+    map_json(out, "exits", c.exits);
+    map_json(out, "root_by_exit", c.root_by_exit);
+    out += "}";
   }
   out += "]";
 }
@@ -446,10 +471,20 @@ void lab_interrupt(unsigned cpu, unsigned vector)
   if (vector == 2) processors[cpu].counters.nmi += 1;
 }
 
-void lab_tlb_control(unsigned cpu, unsigned what, Bit64u)
+void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument)
 {
   Processor &p = processors[cpu];
   switch (what) {
+  case BX_INSTR_MOV_CR4: {
+    const Bit64u vmxe = 1u << 13;
+    Bit64u now = BX_CPU(cpu)->get_icount();
+    if (!p.in_guest && (argument & vmxe) && !p.was_in_root) p.switched_on = now;
+    if (!p.in_guest && !(argument & vmxe) && p.was_in_root) {
+      p.counters.leave = now - p.since;
+      p.was_in_root = false;
+    }
+    break;
+  }
   case BX_INSTR_INVEPT:
     p.counters.invept += 1;
     break;

@@ -8,6 +8,7 @@
 mod boot;
 mod cycles;
 mod drivers;
+mod image;
 mod refusals;
 mod specimens;
 mod stage;
@@ -19,9 +20,9 @@ use crate::machine::Options;
 use anyhow::Result;
 
 /// Processor models of the matrix: with mode-based execute control, and without.
-const MODELS: [&str; 2] = ["tigerlake", "corei7_haswell_4770"];
+pub(crate) const MODELS: [&str; 2] = ["tigerlake", "corei7_haswell_4770"];
 /// Numbers of processors of the matrix.
-const CPUS: [u32; 3] = [1, 2, 4];
+pub(crate) const CPUS: [u32; 3] = [1, 2, 4];
 
 /// On which machines a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,13 @@ struct Case {
 
 /// Specimens have one case each, made from the folder.
 const TABLE: &[Case] = &[
+    Case {
+        name: "driver-file",
+        about: "hvdetect_driver.sys is an image that Windows would load",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: image::driver_file,
+    },
     Case {
         name: "boot",
         about: "MiniNT boots, has all its processors, and shuts down cleanly",

@@ -13,6 +13,7 @@ use serde_json::Value;
 /// One case's place.
 pub(crate) struct Stage<'a> {
     tools: &'a Tools,
+    images: &'a Images,
     session: Session<'a>,
     /// The machine to be booted next.
     pub(crate) options: Options,
@@ -24,10 +25,16 @@ impl<'a> Stage<'a> {
     pub(crate) fn new(tools: &'a Tools, images: &'a Images, options: Options) -> Self {
         Self {
             tools,
+            images,
             session: Session::new(images),
             options,
             machine: None,
         }
+    }
+
+    /// What was built.
+    pub(crate) fn images(&self) -> &'a Images {
+        self.images
     }
 
     /// Adds words to MiniNT's command line.

@@ -285,8 +285,7 @@ mod tests {
 
     /// A guest in a thread: greets, answers each Machine command with its text
     /// and the client's number, and notes which clients have gone.
-    fn guest(line: TcpStream, gone: Arc<Mutex<Vec<u32>>>) {
-        let mut line = line;
+    fn guest(mut line: TcpStream, gone: &Mutex<Vec<u32>>) {
         let mut payload = [0; 256];
         let length = Message::Hello {
             version: 1,
@@ -348,7 +347,7 @@ mod tests {
         let gone_in_guest = Arc::clone(&gone);
         let guest = thread::spawn(move || {
             let (line, _) = listener.accept().expect("accept");
-            guest(line, gone_in_guest);
+            guest(line, &gone_in_guest);
         });
         let broker = Broker::start(TcpStream::connect(address).expect("connect")).expect("broker");
         let hello = broker

@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use broker::Broker;
 use emulator::Process;
 use serde_json::Value;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -215,8 +216,10 @@ impl Machine {
         match (&timed_out, self.process.ended()) {
             (Some(registers), _) => {
                 let limit = self.options.time_limit.as_secs();
-                text += &format!("time limit of {limit} s reached; registers at that moment:\n");
-                text += registers;
+                let _ = writeln!(
+                    text,
+                    "time limit of {limit} s reached; registers at that moment:\n{registers}"
+                );
             }
             (None, Some(status)) => {
                 text += "the emulator ";
@@ -315,8 +318,9 @@ pub(crate) fn describe_registers(all: &Value) -> String {
             3 => "waiting for SIPI",
             _ => "in MWAIT",
         };
-        text += &format!(
-            "  CPU {}: {} {}, {activity}, {} instructions\n",
+        let _ = writeln!(
+            text,
+            "  CPU {}: {} {}, {activity}, {} instructions",
             number("cpu"),
             cpu["vendor"].as_str().unwrap_or("?"),
             cpu["mode"].as_str().unwrap_or("?"),
@@ -331,7 +335,7 @@ pub(crate) fn describe_registers(all: &Value) -> String {
         ] {
             text.push_str("   ");
             for name in row {
-                text += &format!(" {name:>6}={:016x}", number(name));
+                let _ = write!(text, " {name:>6}={:016x}", number(name));
             }
             text.push('\n');
         }

@@ -1,4 +1,4 @@
-//! `cargo lab list`.
+//! `cargo lab list`: the cases (specimens among them) and the processor models.
 
 use crate::cases;
 use anyhow::Result;
@@ -14,5 +14,11 @@ pub(crate) fn run() -> Result<ExitCode> {
             if instance.long { " (--long)" } else { "" }
         );
     }
+    println!(
+        "\nProcessor models of the matrix: {}; processors: {}. Others: sapphire_rapids, \
+         broadwell_ult, and what `bochs --help cpu` lists.",
+        cases::MODELS.join(", "),
+        cases::CPUS.map(|count| count.to_string()).join(", ")
+    );
     Ok(ExitCode::SUCCESS)
 }

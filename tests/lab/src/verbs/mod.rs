@@ -1,5 +1,6 @@
 //! The verbs of `cargo lab`, one file each: arguments in, exit code out.
 
+pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod demo;
 pub(crate) mod list;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 /// Arguments of `cargo lab run`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Arguments {
     /// Vendor of the processors
     #[arg(long, value_enum, default_value = "intel")]

@@ -55,11 +55,14 @@ pub(crate) struct Cpu {
 #[serde(default)]
 pub(crate) struct Mtrr {
     /// `IA32_MTRR_DEF_TYPE`.
-    pub(crate) mtrr_def_type: u64,
+    #[serde(rename = "mtrr_def_type")]
+    pub(crate) default_type: u64,
     /// `IA32_MTRR_PHYSBASEn` and `PHYSMASKn`, alternating.
-    pub(crate) mtrr_variable: Vec<u64>,
+    #[serde(rename = "mtrr_variable")]
+    pub(crate) variable: Vec<u64>,
     /// `FIX64K_00000`, `FIX16K_80000`, `FIX16K_A0000`, `FIX4K_C0000` to `F8000`.
-    pub(crate) mtrr_fixed: Vec<u64>,
+    #[serde(rename = "mtrr_fixed")]
+    pub(crate) fixed: Vec<u64>,
 }
 
 impl Cpu {

@@ -30,18 +30,18 @@ impl Map {
     /// From raw register values.
     pub(crate) fn new(registers: &Mtrr, physical_bits: u32) -> Self {
         let address = ((1u64 << physical_bits) - 1) & !0xFFF;
-        let enabled = registers.mtrr_def_type & (1 << 11) != 0;
-        let fixed_enabled = enabled && registers.mtrr_def_type & (1 << 10) != 0;
+        let enabled = registers.default_type & (1 << 11) != 0;
+        let fixed_enabled = enabled && registers.default_type & (1 << 10) != 0;
         // Each register holds eight ranges, lowest address in the lowest byte.
         let fixed = fixed_enabled.then(|| {
             registers
-                .mtrr_fixed
+                .fixed
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect()
         });
         let variable = registers
-            .mtrr_variable
+            .variable
             .chunks_exact(2)
             .filter(|pair| pair[1] & (1 << 11) != 0)
             .map(|pair| {
@@ -59,7 +59,7 @@ impl Map {
         Self {
             enabled,
             fixed,
-            default: (registers.mtrr_def_type & 0xFF) as u8,
+            default: (registers.default_type & 0xFF) as u8,
             variable,
         }
     }
@@ -88,11 +88,11 @@ impl Map {
             found = Some(match (found, range.kind) {
                 (None, kind) => kind,
                 (Some(one), other) if one == other => one,
-                (Some(UNCACHEABLE), _) | (_, UNCACHEABLE) => UNCACHEABLE,
                 (Some(WRITE_THROUGH), WRITE_BACK) | (Some(WRITE_BACK), WRITE_THROUGH) => {
                     WRITE_THROUGH
                 }
-                // Undefined by the manual: the safe answer.
+                // Uncacheable wins; all else is undefined by the manual, and the safe
+                // answer is the same.
                 _ => UNCACHEABLE,
             });
         }
@@ -126,9 +126,9 @@ mod tests {
     fn map(def_type: u64, variable: &[u64], fixed: &[u64]) -> Map {
         Map::new(
             &Mtrr {
-                mtrr_def_type: def_type,
-                mtrr_variable: variable.to_vec(),
-                mtrr_fixed: fixed.to_vec(),
+                default_type: def_type,
+                variable: variable.to_vec(),
+                fixed: fixed.to_vec(),
             },
             40,
         )

@@ -1,0 +1,312 @@
+//! `cargo lab bench`: what the hypervisor costs, in exact counts.
+//!
+//! One machine, one run: every workload first without, then below the
+//! hypervisor, then the counters of the emulator and of `hvdetect status`.
+//! Quantum 1 makes the time-stamp counter of one processor count instructions,
+//! guest's and hypervisor's alike; with more processors the machine's own
+//! counters are used where they are exact, and the ratio is of those.
+//!
+//! Cycles are not measured: no processor is emulated to that depth.
+
+use crate::images::{self, Profile, Wanted};
+use crate::machine::{Client, Options};
+use crate::progress;
+use crate::session::Session;
+use crate::setup;
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `cargo lab bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Workloads to run; all by default
+    names: Vec<String>,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+    /// Processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: u32,
+    /// Processor model
+    #[arg(long, default_value = "tigerlake")]
+    model: String,
+    /// RAM in MiB
+    #[arg(long, default_value_t = 256)]
+    ram: u32,
+}
+
+/// A workload of MiniNT and how many rounds of it are counted.
+struct Workload {
+    name: &'static str,
+    rounds: u32,
+    about: &'static str,
+}
+
+/// MiniNT's workloads (`tests/minint/src/machine`).
+const WORKLOADS: &[Workload] = &[
+    Workload {
+        name: "compute",
+        rounds: 100_000,
+        about: "arithmetic in ring 0: no exit",
+    },
+    Workload {
+        name: "memory",
+        rounds: 1_000,
+        about: "reads and writes over 4 MiB: no exit",
+    },
+    Workload {
+        name: "cpuid",
+        rounds: 1_000,
+        about: "CPUID: one exit each",
+    },
+];
+
+/// One workload, once.
+struct Sample {
+    instructions: u64,
+    counters: Value,
+    status: Option<Value>,
+}
+
+/// Measures and prints.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let tools = setup::all()?;
+    let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
+    let session = Session::new(&images);
+    let options = Options {
+        model: arguments.model.clone(),
+        cpus: arguments.cpus,
+        ram: arguments.ram,
+        quantum: 1,
+        time_limit: Duration::from_mins(10),
+        ..Options::intel()
+    };
+    let wanted: Vec<&Workload> = WORKLOADS
+        .iter()
+        .filter(|workload| {
+            arguments.names.is_empty() || arguments.names.iter().any(|name| name == workload.name)
+        })
+        .collect();
+    if wanted.is_empty() {
+        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        bail!("no such workload; there are: {}", names.join(", "));
+    }
+    let machine = session.boot(options, Some(&tools.bochs))?;
+    let client = machine.client()?;
+    client.start_service("hvdetect")?;
+    let hvdetect = |words: &[&str]| -> Result<String> {
+        let output = session.hvdetect(&machine, words)?;
+        if output.code != 0 {
+            bail!("hvdetect {}: {}", words.join(" "), output.stderr);
+        }
+        Ok(output.stdout)
+    };
+    let sample = |workload: &Workload, monitored: bool| -> Result<Sample> {
+        // Once for warmth: the first round below the hypervisor promotes pages.
+        execute(&client, workload)?;
+        let status = || -> Result<Option<Value>> {
+            monitored
+                .then(|| {
+                    let text = hvdetect(&["status", "--json"])?;
+                    serde_json::from_str(text.trim()).context("status")
+                })
+                .transpose()
+        };
+        let before = status()?;
+        let counters_before = machine.counters()?;
+        let instructions = execute(&client, workload)?;
+        let counters = difference(&counters_before, &machine.counters()?);
+        let status = status()?.map(|after| difference(&before.unwrap_or_default(), &after));
+        Ok(Sample {
+            instructions,
+            counters,
+            status,
+        })
+    };
+    let mut off = Vec::new();
+    for workload in &wanted {
+        progress::note(&format!("{} without the hypervisor", workload.name));
+        off.push(sample(workload, false)?);
+    }
+    drop(hvdetect(&["start"])?);
+    let mut on = Vec::new();
+    for workload in &wanted {
+        progress::note(&format!("{} below the hypervisor", workload.name));
+        on.push(sample(workload, true)?);
+    }
+    let status: Value = serde_json::from_str(hvdetect(&["status", "--json"])?.trim())?;
+    let launched = machine.counters()?;
+    drop(hvdetect(&["stop"])?);
+    let left = machine.counters()?;
+    client.stop_service("hvdetect")?;
+    machine.shut_down()?;
+
+    let frame = |workload: &str, hv: bool, instructions: u64, ratio: Option<f64>| {
+        json!({
+            "workload": workload,
+            "vendor": machine.options().vendor.name(),
+            "emulator": machine.options().emulator.name(),
+            "model": machine.options().model,
+            "cpus": machine.options().cpus,
+            "hv": hv,
+            "instructions": instructions,
+            "ratio": ratio,
+            "exits": {},
+            "flips": 0,
+            "invalidations": 0,
+            "table_bytes": if hv { status["table_bytes"].clone() } else { json!(0) },
+            "core_bytes": if hv { status["core_bytes"].clone() } else { json!(0) },
+        })
+    };
+    let mut lines = Vec::new();
+    for ((workload, off), on) in wanted.iter().zip(&off).zip(&on) {
+        lines.push(frame(workload.name, false, off.instructions, Some(1.0)));
+        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+        let ratio = on.instructions as f64 / off.instructions.max(1) as f64;
+        let mut line = frame(workload.name, true, on.instructions, Some(ratio));
+        if let Some(status) = &on.status {
+            line["exits"] = status["exits"].clone();
+            line["flips"] = status["flips"].clone();
+            line["invalidations"] = status["invalidations"].clone();
+        }
+        line["emulator_exits"] = total(&on.counters, "exits");
+        line["root_by_exit"] = total(&on.counters, "root_by_exit");
+        lines.push(line);
+    }
+    for (name, counters) in [("launch", &launched), ("leave", &left)] {
+        let worst = counters
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|cpu| cpu[name].as_u64())
+            .max()
+            .unwrap_or(0);
+        lines.push(frame(name, true, worst, None));
+    }
+    if arguments.json {
+        for line in &lines {
+            println!("{line}");
+        }
+    } else {
+        print_table(&lines, &wanted, &status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_table(lines: &[Value], workloads: &[&Workload], status: &Value) {
+    println!(
+        "{:12} {:>5} {:>14} {:>10}  exits (of the hypervisor's making and others)",
+        "workload", "hv", "instructions", "ratio"
+    );
+    for line in lines {
+        let exits: Vec<String> = line["exits"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(_, count)| count.as_u64() != Some(0))
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        println!(
+            "{:12} {:>5} {:>14} {:>10}  {}",
+            line["workload"].as_str().unwrap_or("?"),
+            if line["hv"] == true { "on" } else { "off" },
+            line["instructions"],
+            line["ratio"]
+                .as_f64()
+                .map_or_else(String::new, |ratio| format!("{ratio:.6}")),
+            exits.join(", ")
+        );
+        let each = line["root_by_exit"].as_object();
+        for (reason, root) in each.into_iter().flatten() {
+            let count = line["emulator_exits"][reason].as_u64().unwrap_or(0);
+            if let (Some(root), true) = (root.as_u64(), count > 0) {
+                println!(
+                    "{:33} exit reason {reason}: {count} times, {} instructions each",
+                    "",
+                    root / count
+                );
+            }
+        }
+    }
+    println!();
+    for workload in workloads {
+        println!("{:12} {}", workload.name, workload.about);
+    }
+    println!("launch       CR4.VMXE set to first VM entry, worst core");
+    println!("leave        last VM exit to CR4.VMXE clear, worst core");
+    println!(
+        "nested tables {} bytes; {} bytes a core",
+        status["table_bytes"], status["core_bytes"]
+    );
+}
+
+/// Runs a workload in the machine; instructions as the machine counts them.
+fn execute(client: &Client, workload: &Workload) -> Result<u64> {
+    let text = client.machine(&format!("workload {} {}", workload.name, workload.rounds))?;
+    let reply: Value = serde_json::from_str(&text)
+        .with_context(|| format!("workload {}: {text}", workload.name))?;
+    ["instructions", "ticks", "tsc"]
+        .iter()
+        .find_map(|key| reply[*key].as_u64())
+        .with_context(|| format!("workload {} reports no count: {text}", workload.name))
+}
+
+/// Number by number, what has grown.
+fn difference(before: &Value, after: &Value) -> Value {
+    match (before, after) {
+        (Value::Number(a), Value::Number(b)) => match (a.as_u64(), b.as_u64()) {
+            (Some(a), Some(b)) => json!(b.saturating_sub(a)),
+            _ => after.clone(),
+        },
+        (before, Value::Object(map)) => Value::Object(
+            map.iter()
+                .map(|(key, value)| (key.clone(), difference(&before[key], value)))
+                .collect(),
+        ),
+        (before, Value::Array(list)) => Value::Array(
+            list.iter()
+                .enumerate()
+                .map(|(index, value)| difference(&before[index], value))
+                .collect(),
+        ),
+        _ => after.clone(),
+    }
+}
+
+/// Sums a map of counters over all processors.
+fn total(counters: &Value, name: &str) -> Value {
+    let mut sum: Map<String, Value> = Map::new();
+    for cpu in counters.as_array().into_iter().flatten() {
+        for (key, count) in cpu[name].as_object().into_iter().flatten() {
+            let known = sum.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let count = known + count.as_u64().unwrap_or(0);
+            if count > 0 {
+                sum.insert(key.clone(), json!(count));
+            }
+        }
+    }
+    Value::Object(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_go_through_objects_and_arrays() {
+        let before = json!([{"a": 1, "exits": {"10": 2}}]);
+        let after = json!([{"a": 5, "exits": {"10": 2, "48": 7}, "name": "x"}]);
+        assert_eq!(
+            difference(&before, &after),
+            json!([{"a": 4, "exits": {"10": 0, "48": 7}, "name": "x"}])
+        );
+    }
+
+    #[test]
+    fn totals_are_over_all_processors_and_leave_zeros_out() {
+        let counters = json!([{"exits": {"10": 1, "0": 0}}, {"exits": {"10": 2}}]);
+        assert_eq!(total(&counters, "exits"), json!({"10": 3}));
+    }
+}
