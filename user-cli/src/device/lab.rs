@@ -21,6 +21,7 @@ const STATUS_ACCESS_DENIED: u32 = 0xC000_0022;
 const STATUS_OBJECT_NAME_NOT_FOUND: u32 = 0xC000_0034;
 const STATUS_OBJECT_PATH_NOT_FOUND: u32 = 0xC000_003A;
 const STATUS_NO_SUCH_DEVICE: u32 = 0xC000_000E;
+const STATUS_REVISION_MISMATCH: u32 = 0xC000_0059;
 const STATUS_CANCELLED: u32 = 0xC000_0120;
 const STATUS_DELETE_PENDING: u32 = 0xC000_0056;
 
@@ -236,7 +237,9 @@ impl Device for Lab {
             STATUS_CANCELLED | STATUS_DELETE_PENDING => Err(DeviceError::Gone(
                 "the driver has been unloaded.".to_owned(),
             )),
-            STATUS_INVALID_DEVICE_REQUEST => Err(DeviceError::UnknownRequest),
+            STATUS_INVALID_DEVICE_REQUEST | STATUS_REVISION_MISMATCH => {
+                Err(DeviceError::UnknownRequest)
+            }
             STATUS_ACCESS_DENIED => Err(DeviceError::AccessDenied),
             code => Err(DeviceError::Status {
                 what: "request",

@@ -11,8 +11,9 @@ use detector::wire::DEVICE_PATH;
 use std::ptr;
 use windows_sys::Win32::Foundation::{
     CloseHandle, ERROR_ACCESS_DENIED, ERROR_FILE_NOT_FOUND, ERROR_INVALID_FUNCTION,
-    ERROR_IO_PENDING, ERROR_OPERATION_ABORTED, ERROR_PATH_NOT_FOUND, ERROR_SERVICE_ALREADY_RUNNING,
-    GENERIC_READ, GENERIC_WRITE, GetLastError, HANDLE, INVALID_HANDLE_VALUE, WAIT_TIMEOUT,
+    ERROR_IO_PENDING, ERROR_OPERATION_ABORTED, ERROR_PATH_NOT_FOUND, ERROR_REVISION_MISMATCH,
+    ERROR_SERVICE_ALREADY_RUNNING, GENERIC_READ, GENERIC_WRITE, GetLastError, HANDLE,
+    INVALID_HANDLE_VALUE, WAIT_TIMEOUT,
 };
 use windows_sys::Win32::Storage::FileSystem::{CreateFileW, FILE_FLAG_OVERLAPPED, OPEN_EXISTING};
 use windows_sys::Win32::System::IO::{
@@ -165,9 +166,7 @@ impl Device for Windows {
             }
         }
         let mut cancelled = false;
-        let tick = u32::try_from(TICK.as_millis()).unwrap_or(50);
-        // SAFETY: the event is open.
-        while unsafe { WaitForSingleObject(event.0, tick) } == WAIT_TIMEOUT {
+        while pending(&event) {
             if !cancelled && until.over() {
                 cancelled = true;
                 // SAFETY: names this very request, which is still pending or has
@@ -192,9 +191,17 @@ impl Device for Windows {
     }
 }
 
+/// Waits a little for the end of a request; whether it is still under way.
+fn pending(event: &Handle) -> bool {
+    let tick = u32::try_from(TICK.as_millis()).unwrap_or(50);
+    // SAFETY: the event is open while its owner is borrowed.
+    let waited = unsafe { WaitForSingleObject(event.0, tick) };
+    waited == WAIT_TIMEOUT
+}
+
 fn failed(code: u32, cancelled: bool) -> DeviceError {
     match code {
-        ERROR_INVALID_FUNCTION => DeviceError::UnknownRequest,
+        ERROR_INVALID_FUNCTION | ERROR_REVISION_MISMATCH => DeviceError::UnknownRequest,
         ERROR_ACCESS_DENIED => DeviceError::AccessDenied,
         ERROR_OPERATION_ABORTED if !cancelled => {
             DeviceError::Gone("the driver has been unloaded.".to_owned())

@@ -4,3 +4,6 @@ pub(crate) mod exits;
 pub(crate) mod finding;
 pub(crate) mod page;
 pub(crate) mod status;
+
+#[cfg(test)]
+mod schema;
