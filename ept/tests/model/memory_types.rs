@@ -174,7 +174,7 @@ fn one_address_is_as_the_oracle_says() {
 
 #[test]
 fn a_page_of_one_type_has_that_type_everywhere() {
-    run(scaled(10_000), |registers| {
+    run(scaled(20_000), |registers| {
         let state = registers.state();
         let edges = registers.edges();
         let mut rng = Rng::new(registers.def_type ^ edges.iter().sum::<u64>());

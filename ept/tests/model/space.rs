@@ -266,6 +266,28 @@ fn tokens_say_what_must_be_flushed() {
 }
 
 #[test]
+fn a_hidden_page_has_the_type_of_the_frame_that_is_shown() {
+    let mtrr = mtrr();
+    let (space, _) = space(EptFormat { mbec: true }, &mtrr, 64, true);
+    let (ram, device) = (0x40_0000, 0xfee0_0000);
+    let shown = |gpa: u64, hpa: u64| {
+        let change = space
+            .remap(Gpa::new(gpa), Hpa::new(hpa), Access::RW)
+            .unwrap();
+        assert_eq!(change.new, space.lookup(Gpa::new(gpa)).unwrap());
+        change.new.mt
+    };
+    assert_eq!(shown(ram, device), MemoryType::Uc);
+    assert_eq!(shown(device, ram), MemoryType::Wb);
+    assert_eq!(space.count_pages().hidden, 2);
+    // Offsets in the page are dropped.
+    assert_eq!(shown(ram + 0x123, 0x9456), MemoryType::Wb);
+    assert_eq!(space.lookup(Gpa::new(ram)).unwrap().hpa, Hpa::new(0x9000));
+    let all = Gpa::new(0)..space.limit();
+    assert_eq!(space.retype(all).flush, Flush::None);
+}
+
+#[test]
 fn types_follow_the_registers() {
     let mtrr = mtrr();
     let (space, _) = space(EptFormat { mbec: true }, &mtrr, 64, true);
@@ -294,6 +316,27 @@ fn types_follow_the_registers() {
     assert_eq!(space.retype(all).flush, Flush::Revoked);
     assert!(space.leaves().all(|leaf| leaf.mt == MemoryType::Uc));
     assert_eq!(space.count_pages(), recount(&space));
+}
+
+/// One range becomes two of the same type: nothing changes but the size of the
+/// leaves, and that is a reason to flush as well.
+#[test]
+fn a_split_for_types_is_flushed() {
+    let one = [(6, 0xf_c000_0800), (0, 0)];
+    let mtrr = MtrrState::new(0x502, 0x800, [0; 11], &one, PHYS_BITS);
+    let (space, _) = space(EptFormat { mbec: false }, &mtrr, 64, true);
+    let whole = space.ensure(Gpa::new(0)).unwrap();
+    assert_eq!((whole.size, whole.mt), (PageSize::Size1G, MemoryType::Wb));
+    let halves = [6, 0xf_e000_0800, 0x2000_0006, 0xf_e000_0800];
+    for (msr, value) in (MSR_PHYS_BASE0..).zip(halves) {
+        assert!(mtrr.write(msr, value));
+    }
+    assert_eq!(
+        space.retype(Gpa::new(0)..Gpa::new(GB)).flush,
+        Flush::Revoked
+    );
+    assert!(space.leaves().all(|leaf| leaf.mt == MemoryType::Wb));
+    assert_eq!(space.leaves().count(), 512);
 }
 
 #[test]
