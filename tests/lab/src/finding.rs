@@ -158,10 +158,30 @@ pub(crate) struct ExpectedKind {
     /// Greatest number.
     #[serde(default)]
     pub(crate) max: Option<usize>,
-    /// `entry`: the instruction pointer is at the beginning of a page (plus
-    /// nothing); `page`: anywhere in the faulting page.
+    /// How the instruction pointer relates to what the specimen announced.
     #[serde(default)]
-    pub(crate) rip_is: Option<String>,
+    pub(crate) rip_is: Option<RipIs>,
+}
+
+/// How an instruction pointer relates to the code that a specimen announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RipIs {
+    /// It is the entry point.
+    Entry,
+    /// It is in the entry point's page.
+    Page,
+}
+
+/// The entry points that specimens announced on the console
+/// (`specimen NAME: entry=0x… frame=0x…`).
+pub(crate) fn announced(console: &str) -> Vec<u64> {
+    console
+        .lines()
+        .filter(|line| line.contains("specimen "))
+        .filter_map(|line| line.split_once("entry=")?.1.split_whitespace().next())
+        .filter_map(number)
+        .collect()
 }
 
 const fn one() -> usize {
@@ -214,17 +234,17 @@ impl Expectation {
     }
 
     /// Whether everything that must be found has been found already.
-    pub(crate) fn satisfied(&self, findings: &[Finding]) -> bool {
+    pub(crate) fn satisfied(&self, findings: &[Finding], entries: &[u64]) -> bool {
         self.kinds
             .iter()
-            .all(|kind| findings.iter().filter(|f| kind.matches(f)).count() >= kind.min)
+            .all(|kind| findings.iter().filter(|f| kind.matches(f, entries)).count() >= kind.min)
     }
 
     /// Compares; the error names every difference.
-    pub(crate) fn check(&self, findings: &[Finding]) -> Result<()> {
+    pub(crate) fn check(&self, findings: &[Finding], entries: &[u64]) -> Result<()> {
         let mut wrong = Vec::new();
         for kind in &self.kinds {
-            let count = findings.iter().filter(|f| kind.matches(f)).count();
+            let count = findings.iter().filter(|f| kind.matches(f, entries)).count();
             if count < kind.min || kind.max.is_some_and(|max| count > max) {
                 wrong.push(format!(
                     "{} times {}, expected {}{}",
@@ -237,7 +257,7 @@ impl Expectation {
             }
         }
         for finding in findings {
-            if !self.kinds.iter().any(|kind| kind.matches(finding)) {
+            if !self.kinds.iter().any(|kind| kind.matches(finding, entries)) {
                 wrong.push(format!("not expected: {}", finding.describe()));
             }
         }
@@ -258,14 +278,13 @@ impl Expectation {
 }
 
 impl ExpectedKind {
-    fn matches(&self, finding: &Finding) -> bool {
+    fn matches(&self, finding: &Finding, entries: &[u64]) -> bool {
         let rip = finding.rip.as_deref().and_then(number);
-        let gla = finding.gla.as_deref().and_then(number);
-        let at = match self.rip_is.as_deref() {
-            None => true,
-            Some("entry") => rip.is_some() && rip == gla,
-            Some("page") => rip.is_some() && rip.map(|rip| rip >> 12) == gla.map(|gla| gla >> 12),
-            Some(_) => false,
+        let at = match (self.rip_is, rip) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(RipIs::Entry), Some(rip)) => entries.contains(&rip),
+            (Some(RipIs::Page), Some(rip)) => entries.iter().any(|&entry| entry >> 12 == rip >> 12),
         };
         finding.kind == self.kind
             && self.actor_module.matches(finding.actor.as_ref())
@@ -305,6 +324,8 @@ mod tests {
     }
 
     const SHELLCODE: &str = r#"{"schema":1,"seq":1,"kind":"unbacked-execution","severity":"critical","rip":"0xffff800012345000","gla":"0xffff800012345000","gpa":"0x345000","actor":{"module":null},"victim":null,"count":1}"#;
+    const CONSOLE: &str =
+        "[0 0] MiniNT\n[1 0] specimen pool-shellcode: entry=0xffff800012345000 frame=0x345000\n";
     const HOOK: &str = r#"{"seq":2,"kind":"module-code-write","rip":"0xfffff80000001234","gla":"0xfffff80540001000","actor":{"module":"inline_hook.sys"},"victim":{"module":"ntoskrnl.exe","section":".text","export":"ZwClose"},"count":3}"#;
 
     #[test]
@@ -312,18 +333,29 @@ mod tests {
         let expected = expectation(
             r#"{"service":"pool_shellcode","kinds":[{"kind":"unbacked-execution","actor_module":null,"rip_is":"entry","max":1}]}"#,
         );
-        assert!(expected.check(&findings(SHELLCODE)).is_ok());
-        assert!(expected.satisfied(&findings(SHELLCODE)));
-        assert!(!expected.satisfied(&[]));
-        assert!(expected.check(&[]).is_err());
+        let entry = announced(CONSOLE);
+        assert_eq!(entry, [0xffff_8000_1234_5000]);
+        assert!(expected.check(&findings(SHELLCODE), &entry).is_ok());
+        assert!(expected.satisfied(&findings(SHELLCODE), &entry));
+        assert!(!expected.satisfied(&[], &entry));
+        assert!(expected.check(&[], &entry).is_err());
+        assert!(expected.check(&findings(SHELLCODE), &[]).is_err());
+        assert!(
+            expected
+                .check(&findings(SHELLCODE), &[entry[0] + 1])
+                .is_err()
+        );
         let both = findings(&format!("{SHELLCODE}\n{HOOK}\n"));
-        let text = format!("{:#}", expected.check(&both).expect_err("a stranger"));
+        let text = format!(
+            "{:#}",
+            expected.check(&both, &entry).expect_err("a stranger")
+        );
         assert!(
             text.contains("not expected: #2 module-code-write"),
             "{text}"
         );
         let twice = findings(&format!("{SHELLCODE}\n{SHELLCODE}"));
-        assert!(expected.check(&twice).is_err());
+        assert!(expected.check(&twice, &entry).is_err());
     }
 
     #[test]
@@ -332,7 +364,7 @@ mod tests {
             expectation(&format!(
                 r#"{{"service":"x","kinds":[{{"kind":"module-code-write","actor_module":"INLINE_HOOK.SYS",{victim}}}]}}"#
             ))
-            .check(&findings(HOOK))
+            .check(&findings(HOOK), &[])
             .is_ok()
         };
         assert!(of(r#""victim_module":"ntoskrnl.exe""#));
@@ -345,8 +377,8 @@ mod tests {
     #[test]
     fn a_silent_specimen_must_be_silent() {
         let expected = expectation(r#"{"service":"churn","silent":true}"#);
-        assert!(expected.check(&[]).is_ok());
-        assert!(expected.check(&findings(HOOK)).is_err());
+        assert!(expected.check(&[], &[]).is_ok());
+        assert!(expected.check(&findings(HOOK), &[]).is_err());
     }
 
     #[test]

@@ -10,8 +10,9 @@
  *                     lines get 100,000 ticks to drain);
  *   0xE6 (32 bits)    bit 31 clear: a mark, a snapshot of all counters under
  *                     that number; bit 31 set: write checkpoint-N.bin;
- *   0xE7 (32 bits)    a frame number: count guest instructions retired from
- *                     that frame, beginning with zero now.
+ *   0xE7 (32 bits)    twice, low half then high half of a physical address:
+ *                     count guest instructions retired from its frame, beginning
+ *                     with zero now.
  *
  * The host's side is a Unix socket whose path stands in HVDETECT_LAB_CONTROL:
  * one connection, one line, one answer (JSON). Commands: `counters`, `marks`,
@@ -111,6 +112,8 @@ std::vector<Mark> marks;
 Bit64u lost_fetch_events = 0;
 
 bool claim_hypervisor = false;
+bool have_low_half = false;
+Bit32u low_half = 0;
 int listener = -1;
 volatile sig_atomic_t terminate_requested = 0;
 bool exit_requested = false;
@@ -560,8 +563,17 @@ void lab_out(Bit16u port, unsigned len, unsigned value)
     break;
   case 0xE7:
     if (len != 4) break;
+    if (!have_low_half) {
+      have_low_half = true;
+      low_half = value;
+      break;
+    }
+    have_low_half = false;
     count_frames();
-    if (value < retired_by_frame.size()) retired_by_frame[value] = 0;
+    {
+      Bit64u frame = (((Bit64u) value << 32) | low_half) / PAGE;
+      if (frame < retired_by_frame.size()) retired_by_frame[frame] = 0;
+    }
     break;
   default:
     break;

@@ -91,7 +91,7 @@ fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<()> {
         client.start_service(&expected.service)?;
     }
     let findings = wait(stage, &expected)?;
-    expected.check(&findings)?;
+    expected.check(&findings, &stage.entries()?)?;
     before_the_first_instruction(stage, &findings)?;
     stage.witness()?;
     client.stop_service(&expected.service)?;
@@ -111,7 +111,7 @@ fn wait(stage: &Stage<'_>, expected: &Expectation) -> Result<Vec<Finding>> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let findings = stage.findings()?;
-        if expected.satisfied(&findings) || Instant::now() > end {
+        if expected.satisfied(&findings, &stage.entries()?) || Instant::now() > end {
             return Ok(findings);
         }
     }

@@ -1,7 +1,7 @@
 //! Where a case plays: the tools and images, one machine, and the questions that
 //! most cases ask it.
 
-use crate::finding::Finding;
+use crate::finding::{self, Finding};
 use crate::images::Images;
 use crate::machine::{Client, Machine, Options};
 use crate::session::{CommandOutput, Session};
@@ -100,6 +100,11 @@ impl<'a> Stage<'a> {
     pub(crate) fn findings(&self) -> Result<Vec<Finding>> {
         let text = self.must(&["watch", "--json", "--all", "--no-log", "--timeout", "0.3"])?;
         Finding::parse_lines(&text)
+    }
+
+    /// The entry points that specimens have announced.
+    pub(crate) fn entries(&self) -> Result<Vec<u64>> {
+        Ok(finding::announced(&self.machine()?.console()))
     }
 
     /// `hvdetect status --json`.

@@ -40,7 +40,7 @@ pub(crate) fn find_or_build() -> Result<Bochs> {
     progress::step(
         "building Bochs 3.0 (once; about three minutes on two cores)",
         || {
-            let work = place.with_extension("build");
+            let work = place::cache()?.join("bochs-build");
             drop(fs::remove_dir_all(&work));
             fs::create_dir_all(&work)?;
             build(&recipe, &options, &work, &place)

@@ -9,7 +9,7 @@
 //! Cycles are not measured: no processor is emulated to that depth.
 
 use crate::images::{self, Profile, Wanted};
-use crate::machine::{Client, Options};
+use crate::machine::{Client, Machine, Options};
 use crate::progress;
 use crate::session::Session;
 use crate::setup;
@@ -70,19 +70,20 @@ struct Sample {
     status: Option<Value>,
 }
 
+/// All that one run of the machine gave.
+struct Figures {
+    off: Vec<Sample>,
+    on: Vec<Sample>,
+    /// `hvdetect status` below the hypervisor.
+    status: Value,
+    /// Most instructions that a core's launch took.
+    launch: u64,
+    /// Most instructions that a core's leave took.
+    leave: u64,
+}
+
 /// Measures and prints.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let tools = setup::all()?;
-    let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
-    let session = Session::new(&images);
-    let options = Options {
-        model: arguments.model.clone(),
-        cpus: arguments.cpus,
-        ram: arguments.ram,
-        quantum: 1,
-        time_limit: Duration::from_mins(10),
-        ..Options::intel()
-    };
     let wanted: Vec<&Workload> = WORKLOADS
         .iter()
         .filter(|workload| {
@@ -93,63 +94,103 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         bail!("no such workload; there are: {}", names.join(", "));
     }
+    let tools = setup::all()?;
+    let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
+    let options = Options {
+        model: arguments.model.clone(),
+        cpus: arguments.cpus,
+        ram: arguments.ram,
+        quantum: 1,
+        time_limit: Duration::from_mins(10),
+        ..Options::intel()
+    };
+    let session = Session::new(&images);
     let machine = session.boot(options, Some(&tools.bochs))?;
+    let figures = measure(&session, &machine, &wanted)
+        .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
+    machine.shut_down()?;
+    let lines = lines(machine.options(), &wanted, &figures);
+    if arguments.json {
+        for line in &lines {
+            println!("{line}");
+        }
+    } else {
+        print_table(&lines, &wanted, &figures.status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Result<Figures> {
     let client = machine.client()?;
     client.start_service("hvdetect")?;
     let hvdetect = |words: &[&str]| -> Result<String> {
-        let output = session.hvdetect(&machine, words)?;
+        let output = session.hvdetect(machine, words)?;
         if output.code != 0 {
             bail!("hvdetect {}: {}", words.join(" "), output.stderr);
         }
         Ok(output.stdout)
     };
+    let status = || -> Result<Value> {
+        serde_json::from_str(hvdetect(&["status", "--json"])?.trim()).context("status")
+    };
     let sample = |workload: &Workload, monitored: bool| -> Result<Sample> {
+        progress::note(&format!(
+            "{} {} the hypervisor",
+            workload.name,
+            if monitored { "below" } else { "without" }
+        ));
         // Once for warmth: the first round below the hypervisor promotes pages.
         execute(&client, workload)?;
-        let status = || -> Result<Option<Value>> {
-            monitored
-                .then(|| {
-                    let text = hvdetect(&["status", "--json"])?;
-                    serde_json::from_str(text.trim()).context("status")
-                })
-                .transpose()
-        };
-        let before = status()?;
+        let before = if monitored { status()? } else { Value::Null };
         let counters_before = machine.counters()?;
+        let marks_before = machine.marks()?;
         let instructions = execute(&client, workload)?;
-        let counters = difference(&counters_before, &machine.counters()?);
-        let status = status()?.map(|after| difference(&before.unwrap_or_default(), &after));
+        let around = difference(&counters_before, &machine.counters()?);
+        let counters = between_marks(&marks_before, &machine.marks()?).unwrap_or(around);
+        let status = if monitored {
+            Some(difference(&before, &status()?))
+        } else {
+            None
+        };
         Ok(Sample {
             instructions,
             counters,
             status,
         })
     };
-    let mut off = Vec::new();
-    for workload in &wanted {
-        progress::note(&format!("{} without the hypervisor", workload.name));
-        off.push(sample(workload, false)?);
-    }
+    let off = wanted
+        .iter()
+        .map(|workload| sample(workload, false))
+        .collect::<Result<_>>()?;
     drop(hvdetect(&["start"])?);
-    let mut on = Vec::new();
-    for workload in &wanted {
-        progress::note(&format!("{} below the hypervisor", workload.name));
-        on.push(sample(workload, true)?);
-    }
-    let status: Value = serde_json::from_str(hvdetect(&["status", "--json"])?.trim())?;
-    let launched = machine.counters()?;
+    let on = wanted
+        .iter()
+        .map(|workload| sample(workload, true))
+        .collect::<Result<_>>()?;
+    let status = status()?;
+    let launch = worst(&machine.counters()?, "launch");
     drop(hvdetect(&["stop"])?);
-    let left = machine.counters()?;
+    let leave = worst(&machine.counters()?, "leave");
     client.stop_service("hvdetect")?;
-    machine.shut_down()?;
+    Ok(Figures {
+        off,
+        on,
+        status,
+        launch,
+        leave,
+    })
+}
 
+/// One object a measurement, as `docs/src/interfaces.md` section 6 has it.
+fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Value> {
+    let status = &figures.status;
     let frame = |workload: &str, hv: bool, instructions: u64, ratio: Option<f64>| {
         json!({
             "workload": workload,
-            "vendor": machine.options().vendor.name(),
-            "emulator": machine.options().emulator.name(),
-            "model": machine.options().model,
-            "cpus": machine.options().cpus,
+            "vendor": options.vendor.name(),
+            "emulator": options.emulator.name(),
+            "model": options.model,
+            "cpus": options.cpus,
             "hv": hv,
             "instructions": instructions,
             "ratio": ratio,
@@ -161,7 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         })
     };
     let mut lines = Vec::new();
-    for ((workload, off), on) in wanted.iter().zip(&off).zip(&on) {
+    for ((workload, off), on) in wanted.iter().zip(&figures.off).zip(&figures.on) {
         lines.push(frame(workload.name, false, off.instructions, Some(1.0)));
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = on.instructions as f64 / off.instructions.max(1) as f64;
@@ -175,24 +216,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         line["root_by_exit"] = total(&on.counters, "root_by_exit");
         lines.push(line);
     }
-    for (name, counters) in [("launch", &launched), ("leave", &left)] {
-        let worst = counters
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|cpu| cpu[name].as_u64())
-            .max()
-            .unwrap_or(0);
-        lines.push(frame(name, true, worst, None));
-    }
-    if arguments.json {
-        for line in &lines {
-            println!("{line}");
-        }
-    } else {
-        print_table(&lines, &wanted, &status);
-    }
-    Ok(ExitCode::SUCCESS)
+    lines.push(frame("launch", true, figures.launch, None));
+    lines.push(frame("leave", true, figures.leave, None));
+    lines
+}
+
+/// The greatest of a counter over all processors.
+fn worst(counters: &Value, name: &str) -> u64 {
+    counters
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|cpu| cpu[name].as_u64())
+        .max()
+        .unwrap_or(0)
 }
 
 fn print_table(lines: &[Value], workloads: &[&Workload], status: &Value) {
@@ -253,6 +290,16 @@ fn execute(client: &Client, workload: &Workload) -> Result<u64> {
         .with_context(|| format!("workload {} reports no count: {text}", workload.name))
 }
 
+/// What happened between the two marks (port 0xE6) that the workload set, if it
+/// set any: the counters around a whole request include the serial line's work.
+fn between_marks(before: &Value, after: &Value) -> Option<Value> {
+    let known = before.as_array()?.len();
+    let [first, .., last] = after.as_array()?.get(known..)? else {
+        return None;
+    };
+    Some(difference(&first["cpus"], &last["cpus"]))
+}
+
 /// Number by number, what has grown.
 fn difference(before: &Value, after: &Value) -> Value {
     match (before, after) {
@@ -302,6 +349,15 @@ mod tests {
             difference(&before, &after),
             json!([{"a": 4, "exits": {"10": 0, "48": 7}, "name": "x"}])
         );
+    }
+
+    #[test]
+    fn marks_bound_what_is_counted() {
+        let mark = |number: u32, total: u32| json!({"mark": number, "cpus": [{"total": total}]});
+        let before = json!([mark(1, 5)]);
+        let after = json!([mark(1, 5), mark(1, 100), mark(2, 107)]);
+        assert_eq!(between_marks(&before, &after), Some(json!([{"total": 7}])));
+        assert_eq!(between_marks(&before, &before), None);
     }
 
     #[test]

@@ -103,7 +103,7 @@ fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation)
         );
         client.start_service(&attack.service)?;
         let findings = new_findings(stage, attack, seen)?;
-        attack.check(&findings)?;
+        attack.check(&findings, &stage.entries()?)?;
         stage.witness()?;
         for finding in &findings {
             println!("{}", finding.describe());
@@ -119,7 +119,7 @@ fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation)
     println!("\n== Benign control: {}", title(benign));
     client.start_service(&benign.service)?;
     let findings = new_findings(stage, benign, seen)?;
-    benign.check(&findings)?;
+    benign.check(&findings, &[])?;
     client.stop_service(&benign.service)?;
     println!("Nothing found, as it must be.");
     print!("\n$ hvdetect status\n{}", stage.must(&["status"])?);
@@ -145,7 +145,7 @@ fn new_findings(stage: &Stage<'_>, expected: &Expectation, seen: u64) -> Result<
     loop {
         let mut findings = stage.findings()?;
         findings.retain(|finding| finding.seq > seen);
-        if expected.satisfied(&findings) || Instant::now() > end {
+        if expected.satisfied(&findings, &stage.entries()?) || Instant::now() > end {
             return Ok(findings);
         }
     }
