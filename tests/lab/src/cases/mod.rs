@@ -12,6 +12,7 @@ mod image;
 mod refusals;
 mod specimens;
 mod stage;
+mod state;
 
 pub(crate) use stage::Stage;
 
@@ -130,6 +131,20 @@ const TABLE: &[Case] = &[
         on: On::Matrix,
         long: false,
         run: cycles::twenty_under_load,
+    },
+    Case {
+        name: "same-registers",
+        about: "every register is as before, below the hypervisor and after it",
+        on: On::Matrix,
+        long: false,
+        run: state::is_the_same_before_below_and_after,
+    },
+    Case {
+        name: "guest-nmis",
+        about: "the guest's own NMIs are neither lost nor invented",
+        on: On::Matrix,
+        long: false,
+        run: state::nmis_are_neither_lost_nor_invented,
     },
     Case {
         name: "interleavings",

@@ -117,9 +117,16 @@ impl Client {
         self.program(ProgramOp::Run, name, argument)
     }
 
-    /// Waits for a program, or ends it; the exit code.
-    pub(crate) fn stop_program(&self, name: &str) -> Result<u64> {
-        self.program(ProgramOp::Stop, name, "")
+    /// Ends a program. A code by which the program says that it saw something
+    /// that must not be (`tests/minint/src/ps/programs.rs`) is an error.
+    pub(crate) fn stop_program(&self, name: &str) -> Result<()> {
+        let code = self.program(ProgramOp::Stop, name, "")?;
+        match code {
+            0xE1 => bail!("program {name} saw a wrong result or a lost register"),
+            0xE2 => bail!("program {name} executed stale code"),
+            0xE3 => bail!("program {name} saw time run backwards"),
+            _ => Ok(()),
+        }
     }
 
     fn program(&self, op: ProgramOp, name: &str, argument: &str) -> Result<u64> {

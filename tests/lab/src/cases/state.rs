@@ -1,0 +1,107 @@
+//! What the guest's own kernel sees: the same registers before, below and after
+//! the hypervisor, and every NMI exactly once.
+
+use super::Stage;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// Registers that belong to whichever thread happens to run, or that change by
+/// themselves.
+const OF_THE_MOMENT: [&str; 6] = ["cr2", "cr3", "dr6", "kernel_gs_base", "fs_base", "cr8"];
+
+/// `state` of the machine: all processors at one moment.
+fn state(stage: &Stage<'_>) -> Result<Value> {
+    let text = stage.machine()?.client()?.machine("state")?;
+    serde_json::from_str(&text).context("state of the processors")
+}
+
+/// Every difference between two states, as sentences.
+fn differences(before: &Value, after: &Value) -> Vec<String> {
+    let cpus = |state: &Value| state["cpus"].as_array().cloned().unwrap_or_default();
+    let (before, after) = (cpus(before), cpus(after));
+    let mut found = Vec::new();
+    if before.len() != after.len() || before.is_empty() {
+        found.push(format!(
+            "{} processors before, {} after",
+            before.len(),
+            after.len()
+        ));
+    }
+    for (number, (before, after)) in before.iter().zip(&after).enumerate() {
+        for (name, value) in before.as_object().into_iter().flatten() {
+            if !OF_THE_MOMENT.contains(&name.as_str()) && *value != after[name] {
+                found.push(format!(
+                    "CPU {number} {name}: {value}, then {}",
+                    after[name]
+                ));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn is_the_same_before_below_and_after(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.boot_with_driver()?);
+    let before = state(stage)?;
+    for round in 1..=2 {
+        stage.must(&["start"])?;
+        let below = differences(&before, &state(stage)?);
+        ensure!(
+            below.is_empty(),
+            "below the hypervisor (round {round}): {}",
+            below.join("; ")
+        );
+        stage.must(&["stop"])?;
+        let after = differences(&before, &state(stage)?);
+        ensure!(
+            after.is_empty(),
+            "after stop (round {round}): {}",
+            after.join("; ")
+        );
+    }
+    stage.end()
+}
+
+/// NMIs that nobody claims, as many as were sent: none is lost while the
+/// hypervisor uses NMIs for itself, and none of its own reaches the guest.
+pub(super) fn nmis_are_neither_lost_nor_invented(stage: &mut Stage<'_>) -> Result<()> {
+    drop(stage.boot_with_driver()?);
+    let send = |stage: &Stage<'_>| -> Result<()> {
+        let text = stage.machine()?.client()?.machine("nmi all 50")?;
+        let reply: Value = serde_json::from_str(&text).context("nmi")?;
+        let (sent, seen) = (reply["sent"].as_u64(), reply["unclaimed"].as_u64());
+        match (sent, seen) {
+            (Some(sent), Some(seen)) if sent == seen && sent > 0 => Ok(()),
+            _ => bail!("NMIs sent and seen: {text}"),
+        }
+    };
+    send(stage).context("without the hypervisor")?;
+    stage.must(&["start"])?;
+    send(stage).context("below the hypervisor")?;
+    // Foreign code makes the cores kick each other meanwhile.
+    let client = stage.machine()?.client()?;
+    client.start_service("pool_shellcode")?;
+    send(stage).context("below the hypervisor, while pages change")?;
+    client.stop_service("pool_shellcode")?;
+    stage.must(&["stop"])?;
+    send(stage).context("after stop")?;
+    stage.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn differences_are_named_and_the_moment_is_forgiven() {
+        let before = json!({"cpus": [{"cr0": "0x1", "cr3": "0x1000"}, {"cr0": "0x1"}]});
+        let after = json!({"cpus": [{"cr0": "0x1", "cr3": "0x2000"}, {"cr0": "0x3"}]});
+        assert!(differences(&before, &before).is_empty());
+        assert_eq!(
+            differences(&before, &after),
+            ["CPU 1 cr0: \"0x1\", then \"0x3\""]
+        );
+        assert_eq!(differences(&before, &json!({"cpus": []})).len(), 1);
+    }
+}
