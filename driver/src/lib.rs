@@ -21,6 +21,7 @@ mod images;
 mod lock;
 mod machine;
 mod memory;
+mod monitor;
 mod platform;
 mod processor;
 mod queue;

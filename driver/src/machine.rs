@@ -3,54 +3,148 @@
 //! Everything here is called in guest context at PASSIVE_LEVEL, under the
 //! `machine` lock.
 
-use core::convert::Infallible;
+use core::cell::RefCell;
 
 use detector::event::Event;
 use detector::finding::Page;
-use detector::wire::{StartError, StartFlags, StatusReply};
+use detector::registry::View;
+use detector::wire::{Features, Gaps, Pages, StartError, StartFlags, StatusReply};
+use ept::addr::Pfn;
+use hv_core::error;
+use hv_core::launch::{self, Options};
+use hv_core::platform::Platform;
+use hv_core::vmx::caps::Pretend;
 
+use crate::monitor::{Rings, RootMonitor};
 use crate::platform::NtPlatform;
 use crate::status::Failure;
 
 /// Takes one event and the page kept with it.
 pub(crate) type Sink<'a> = dyn FnMut(&Event, Option<&Page>) + 'a;
 
-/// The running hypervisor. This build has none, so there is no value of it.
+/// Room for later, larger lists of modules: twice the first and so many bytes.
+const SNAPSHOT_ROOM: usize = 256 << 10;
+
+/// The running hypervisor.
 pub(crate) struct Machine {
-    never: Infallible,
+    hypervisor: launch::Machine<NtPlatform>,
+    rings: RefCell<Rings>,
 }
 
 impl Machine {
     /// Takes all cores over. `snapshot` is the list of modules.
     pub(crate) fn start(
-        _platform: NtPlatform,
-        _flags: StartFlags,
-        _snapshot: &[u8],
+        platform: NtPlatform,
+        flags: StartFlags,
+        snapshot: &[u8],
     ) -> Result<Self, Failure> {
-        Err(Failure::new(StartError::VendorUnsupported))
+        let pretend = Pretend {
+            no_mtf: flags.contains(StartFlags::NO_MTF),
+            no_mbec: flags.contains(StartFlags::NO_MBEC),
+        };
+        let view = View::new(snapshot).ok_or(Failure::new(StartError::NoModules))?;
+        let cores = platform.cpu_count() as usize;
+        let room = snapshot.len() * 2 + SNAPSHOT_ROOM;
+        let mut rings = None;
+        let mut code = view.frames().map(|frame| Pfn::new(frame.pfn));
+        // SAFETY: PASSIVE_LEVEL, one start at a time (the `machine` lock); the
+        // monitor touches memory that it is given here and constants only.
+        let started = unsafe {
+            launch::Machine::start(
+                platform,
+                Options { pretend },
+                |memory, controls| {
+                    let (monitor, end) =
+                        RootMonitor::new(memory, cores, snapshot, room, controls.mbec)?;
+                    rings = Some(end);
+                    Some(monitor)
+                },
+                &mut code,
+            )
+        };
+        match (started, rings) {
+            (Ok(hypervisor), Some(rings)) => Ok(Self {
+                hypervisor,
+                rings: RefCell::new(rings),
+            }),
+            (Err((error, _)), _) => Err(error.into()),
+            // Cannot be: without a monitor there is no start.
+            (Ok(_), None) => Err(error::StartError::NoMemory.into()),
+        }
     }
 
     /// Gives all cores back, hands the last events to `sink` and frees all
     /// memory. Returns how many events were lost to full rings since the last
     /// [`Machine::drain`].
-    pub(crate) fn stop(self, _sink: &mut Sink<'_>) -> Result<u64, (Failure, Self)> {
-        match self.never {}
+    pub(crate) fn stop(self, sink: &mut Sink<'_>) -> Result<u64, (Failure, Self)> {
+        let Self { hypervisor, rings } = self;
+        let mut lost = 0;
+        match hypervisor.stop(|| lost = drain(&rings, sink)) {
+            Ok(_) => Ok(lost),
+            Err((_, hypervisor)) => Err((
+                Failure::new(StartError::LeaveFailed),
+                Self { hypervisor, rings },
+            )),
+        }
     }
 
     /// Makes a new list of modules current. `false` when it was refused.
-    pub(crate) fn publish(&self, _snapshot: &[u8]) -> bool {
-        match self.never {}
+    pub(crate) fn publish(&self, snapshot: &[u8]) -> bool {
+        self.hypervisor.publish(snapshot)
     }
 
     /// Hands all events of all cores to `sink`. Returns how many were lost to
     /// full rings since the last time.
-    pub(crate) fn drain(&self, _sink: &mut Sink<'_>) -> u64 {
-        match self.never {}
+    pub(crate) fn drain(&self, sink: &mut Sink<'_>) -> u64 {
+        drain(&self.rings, sink)
     }
 
     /// Fills in what the hypervisor knows: cores, features, gaps, exits, pages,
     /// tables, bytes, counters.
-    pub(crate) fn describe(&self, _reply: &mut StatusReply) {
-        match self.never {}
+    pub(crate) fn describe(&self, reply: &mut StatusReply) {
+        let status = self.hypervisor.status();
+        let controls = status.controls;
+        reply.cores = status.cores;
+        let mut features = Features::NESTED_PAGING
+            | Features::LEAF_2M
+            | Features::VPID
+            | Features::INVEPT_SINGLE
+            | Features::UNRESTRICTED
+            | Features::VIRTUAL_NMI;
+        features.set(Features::LEAF_1G, controls.ept_1g);
+        features.set(Features::MBEC, controls.mbec);
+        features.set(Features::MTF, controls.mtf);
+        reply.features = features.bits();
+        let [writable, executable, stepping, exempt, hidden] = status.pages;
+        let mut gaps = Gaps::from_bits_retain(reply.gaps);
+        gaps.set(Gaps::USER_PAGES, !controls.mbec);
+        gaps.set(Gaps::TABLES_EXHAUSTED, status.totals.exhausted > 0);
+        gaps.set(Gaps::EXEMPT_PAGES, exempt > 0 || status.abandoned);
+        reply.gaps = gaps.bits();
+        reply.exits = status.totals.exits;
+        reply.exits_other = status.totals.unknown;
+        reply.pages = Pages {
+            writable,
+            executable,
+            stepping,
+            exempt,
+            hidden,
+        };
+        reply.tables = status.tables_used;
+        reply.tables_reserved = status.tables_used + status.tables_left;
+        reply.table_bytes = status.tables_used * 4096;
+        reply.core_bytes = status.core_bytes;
+        reply.shared_bytes = status.shared_bytes;
+        reply.invalidations = status.totals.invalidations;
+        reply.kicks = status.totals.kicks_sent;
+        reply.flips = status.totals.fetch_flips + status.totals.write_flips;
+        reply.steps = status.totals.steps;
     }
+}
+
+fn drain(rings: &RefCell<Rings>, sink: &mut Sink<'_>) -> u64 {
+    // Draining is not reentrant: the sink does not come back here.
+    rings
+        .try_borrow_mut()
+        .map_or(0, |mut rings| rings.drain(sink))
 }

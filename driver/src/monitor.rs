@@ -26,8 +26,6 @@ use hv_core::monitor::{Difference, Fault, Guest, Monitor, PageRole};
 const RING_EVENTS: usize = 32;
 /// Evidence pages, for all cores together.
 const EVIDENCE_PAGES: usize = 64;
-/// Cores that have a ring.
-const MAX_CORES: usize = hv_core::hypervisor::MAX_CORES;
 /// Addresses from here up are the kernel's.
 const KERNEL_HALF: u64 = 0xFFFF_8000_0000_0000;
 
@@ -37,6 +35,8 @@ struct Ring {
     head: AtomicU64,
     tail: AtomicU64,
     lost: AtomicU64,
+    /// What the reader has been told of `lost`.
+    told: AtomicU64,
     slots: [UnsafeCell<Event>; RING_EVENTS],
 }
 
@@ -106,7 +106,7 @@ pub(crate) struct RootMonitor {
     capacity: usize,
     current: AtomicUsize,
     length: AtomicUsize,
-    sequence: [AtomicU64; MAX_CORES],
+    sequence: *const AtomicU64,
     separate_user: bool,
 }
 
@@ -128,11 +128,9 @@ impl RootMonitor {
         let second = memory.private(capacity)?.va as *mut u8;
         // SAFETY: the buffer is at least as long as the snapshot.
         unsafe { core::ptr::copy_nonoverlapping(snapshot.as_ptr(), first, snapshot.len()) };
+        let sequence = memory.private(cores * size_of::<AtomicU64>())?.va as *const AtomicU64;
         let shared = SharedRings::allocate(memory, cores)?;
-        let rings = Rings {
-            shared,
-            lost: [0; MAX_CORES],
-        };
+        let rings = Rings { shared };
         Some((
             Self {
                 shared,
@@ -140,7 +138,7 @@ impl RootMonitor {
                 capacity,
                 current: AtomicUsize::new(0),
                 length: AtomicUsize::new(snapshot.len()),
-                sequence: [const { AtomicU64::new(0) }; MAX_CORES],
+                sequence,
                 separate_user,
             },
             rings,
@@ -159,9 +157,13 @@ impl RootMonitor {
 
     fn record(&self, mut event: Event, fault: &Fault, guest: &mut dyn Guest) -> bool {
         let core = fault.core as usize;
-        let (Some(ring), Some(sequence)) = (self.shared.ring(core), self.sequence.get(core)) else {
+        let Some(ring) = self.shared.ring(core) else {
             return false;
         };
+        // SAFETY: there is a number for each core that has a ring.
+        let sequence = unsafe { self.sequence.add(core) };
+        // SAFETY: as above; private memory that lives as long as the machine.
+        let sequence = unsafe { &*sequence };
         let number = sequence.load(Ordering::Relaxed) + 1;
         sequence.store(number, Ordering::Relaxed);
         let head = ring.head.load(Ordering::Relaxed);
@@ -327,7 +329,6 @@ unsafe impl Monitor for RootMonitor {
 /// The driver's end of the rings.
 pub(crate) struct Rings {
     shared: SharedRings,
-    lost: [u64; MAX_CORES],
 }
 
 // SAFETY: one thread at a time drains; the memory is atomics and cells whose
@@ -355,10 +356,7 @@ impl Rings {
                 ring.tail.store(tail, Ordering::Release);
             }
             let lost = ring.lost.load(Ordering::Acquire);
-            if let Some(known) = self.lost.get_mut(core) {
-                dropped += lost.wrapping_sub(*known);
-                *known = lost;
-            }
+            dropped += lost.wrapping_sub(ring.told.swap(lost, Ordering::Relaxed));
         }
         dropped
     }
