@@ -6,7 +6,7 @@
 const DATA_EXPORTS: &[&str] = &[];
 
 /// Functions that come from `compiler_builtins`, not from this crate's own code.
-const FUNCTION_EXPORTS: &[&str] = &["memcpy", "memmove", "memset", "memcmp"];
+const FUNCTION_EXPORTS: &[&str] = &["memcpy", "memmove", "memset", "memcmp", "__chkstk"];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

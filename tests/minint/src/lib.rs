@@ -20,6 +20,8 @@ pub mod ke;
 pub mod mm;
 pub mod ps;
 
+#[cfg(feature = "core-only")]
+mod selftest;
 mod start;
 
 // The executive (owner: io, who edits this list); left out by `core-only`.

@@ -18,3 +18,31 @@ macro_rules! require {
         }
     };
 }
+
+/// Exports a routine whose implementation learns where the caller returns to:
+/// `with_caller!(ExFreePool, free_pool)` with
+/// `extern "C" fn free_pool(call: &Call) -> usize`. The stub stores the register
+/// arguments into their home area, so that all arguments lie in one row
+/// (Microsoft, "x64 calling convention", parameter area).
+#[macro_export]
+macro_rules! with_caller {
+    ($(#[$attribute:meta])* $name:ident, $implementation:path) => {
+        $(#[$attribute])*
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            ::core::arch::naked_asm!(
+                "mov [rsp + 8], rcx",
+                "mov [rsp + 16], rdx",
+                "mov [rsp + 24], r8",
+                "mov [rsp + 32], r9",
+                "mov rcx, rsp",
+                "sub rsp, 0x28",
+                "call {implementation}",
+                "add rsp, 0x28",
+                "ret",
+                implementation = sym $implementation,
+            )
+        }
+    };
+}

@@ -69,7 +69,10 @@ static DIRECT_MAP: AtomicUsize = AtomicUsize::new(0);
 pub(crate) unsafe fn initialize(block: *mut BootBlock) {
     BLOCK.store(block, Ordering::Release);
     let this = self::block();
-    assert!(this.magic == MAGIC && this.version == VERSION, "the boot block is of another version");
+    assert!(
+        this.magic == MAGIC && this.version == VERSION,
+        "the boot block is of another version"
+    );
     DIRECT_MAP.store(this.direct_map as usize, Ordering::Release);
 }
 
@@ -119,13 +122,18 @@ pub fn files() -> impl Iterator<Item = BootFile> {
         let at = table.wrapping_add(index);
         // SAFETY: `bootimg` wrote `file_count` rows there.
         let row = unsafe { &*at };
-        BootFile { name: text(row.name, row.name_length), bytes: bytes(row.bytes, row.length) }
+        BootFile {
+            name: text(row.name, row.name_length),
+            bytes: bytes(row.bytes, row.length),
+        }
     })
 }
 
 /// The content of a file, by name without regard to ASCII case.
 pub fn file(name: &str) -> Option<&'static [u8]> {
-    files().find(|file| file.name.eq_ignore_ascii_case(name)).map(|file| file.bytes)
+    files()
+        .find(|file| file.name.eq_ignore_ascii_case(name))
+        .map(|file| file.bytes)
 }
 
 /// Virtual address of `ntoskrnl.exe`.

@@ -18,7 +18,9 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 pub unsafe fn inb(port: u16) -> u8 {
     let value;
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -28,7 +30,9 @@ pub unsafe fn inb(port: u16) -> u8 {
 /// The device behind the port must accept the value now.
 pub unsafe fn outb(port: u16, value: u8) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// `IN EAX`.
@@ -38,7 +42,9 @@ pub unsafe fn outb(port: u16, value: u8) {
 pub unsafe fn inl(port: u16) -> u32 {
     let value;
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -48,7 +54,9 @@ pub unsafe fn inl(port: u16) -> u32 {
 /// As [`outb`].
 pub unsafe fn outl(port: u16, value: u32) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// `OUT AX`.
@@ -57,7 +65,9 @@ pub unsafe fn outl(port: u16, value: u32) {
 /// As [`outb`].
 pub unsafe fn outw(port: u16, value: u16) {
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// `IN AX`.
@@ -67,7 +77,9 @@ pub unsafe fn outw(port: u16, value: u16) {
 pub unsafe fn inw(port: u16) -> u16 {
     let value;
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -78,7 +90,9 @@ pub unsafe fn inw(port: u16) -> u16 {
 pub unsafe fn rdmsr(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: forwarded to the caller.
-    unsafe { asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -185,3 +199,253 @@ pub fn wbinvd() {
     // SAFETY: writes back and empties the caches; contents stay the same.
     unsafe { asm!("wbinvd", options(nostack, preserves_flags)) };
 }
+
+/// 32 bits at `GS:OFFSET`, the KPCR of this processor.
+pub fn gs_u32<const OFFSET: usize>() -> u32 {
+    let value;
+    // SAFETY: GS points to the KPCR from the first instructions of each processor on.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly))
+    };
+    value
+}
+
+/// 64 bits at `GS:OFFSET`, the KPCR of this processor.
+pub fn gs_u64<const OFFSET: usize>() -> u64 {
+    let value;
+    // SAFETY: as for `gs_u32`.
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly))
+    };
+    value
+}
+
+#[repr(C, packed)]
+struct TableRegister {
+    limit: u16,
+    base: u64,
+}
+
+/// `LGDT`.
+///
+/// # Safety
+/// The table holds every selector in use and stays where it is.
+pub unsafe fn lgdt(base: u64, limit: u16) {
+    let register = TableRegister { limit, base };
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("lgdt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly))
+    };
+}
+
+/// `LIDT`.
+///
+/// # Safety
+/// Every gate leads to an entry stub, and the table stays where it is.
+pub unsafe fn lidt(base: u64, limit: u16) {
+    let register = TableRegister { limit, base };
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("lidt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly))
+    };
+}
+
+/// `LTR`.
+///
+/// # Safety
+/// The selector names an available TSS that stays where it is.
+pub unsafe fn ltr(selector: u16) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("ltr {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// Loads CS, SS, DS = ES = GS and FS. Bases of FS and GS become those of the descriptors.
+///
+/// # Safety
+/// The loaded GDT has these selectors: 64-bit ring-0 code and writable data.
+pub unsafe fn load_segments(code: u16, stack: u16, data: u16, fs: u16) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!(
+            "mov ss, {stack:x}",
+            "mov ds, {data:x}",
+            "mov es, {data:x}",
+            "mov gs, {data:x}",
+            "mov fs, {fs:x}",
+            "push {code}",
+            "lea {scratch}, [rip + 2f]",
+            "push {scratch}",
+            "retfq",
+            "2:",
+            stack = in(reg) stack,
+            data = in(reg) data,
+            fs = in(reg) fs,
+            code = in(reg) u64::from(code),
+            scratch = out(reg) _,
+        );
+    }
+}
+
+/// `XSETBV`.
+///
+/// # Safety
+/// CR4.OSXSAVE is on and the processor offers the components.
+pub unsafe fn xsetbv(register: u32, value: u64) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("xsetbv", in("ecx") register, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// `XSAVE64`, or `FXSAVE64` when `mask` is 0.
+///
+/// # Safety
+/// `area` is aligned to 64 bytes and as long as the components need.
+pub unsafe fn xsave(area: *mut u8, mask: u64) {
+    if mask == 0 {
+        // SAFETY: forwarded to the caller.
+        unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
+        return;
+    }
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("xsave64 [{}]", in(reg) area, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// `XRSTOR64`, or `FXRSTOR64` when `mask` is 0.
+///
+/// # Safety
+/// `area` holds what [`xsave`] wrote, and the caller owns the registers.
+pub unsafe fn xrstor(area: *const u8, mask: u64) {
+    if mask == 0 {
+        // SAFETY: forwarded to the caller.
+        unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
+        return;
+    }
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) area, in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// `CLAC`/`STAC` where SMAP is on.
+pub fn allow_user_access(allow: bool) {
+    if read_cr4() >> 21 & 1 == 0 {
+        return;
+    }
+    if allow {
+        // SAFETY: the caller is about to touch ring-3 memory on purpose.
+        unsafe { asm!("stac", options(nostack)) };
+    } else {
+        // SAFETY: restores the normal state.
+        unsafe { asm!("clac", options(nostack)) };
+    }
+}
+
+/// `INT3`.
+pub fn breakpoint() {
+    // SAFETY: vector 3 has a handler.
+    unsafe { asm!("int3", options(nostack)) };
+}
+
+/// RSP, for stack dumps and limits.
+pub fn stack_pointer() -> usize {
+    let value;
+    // SAFETY: reading a register.
+    unsafe { asm!("mov {}, rsp", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// `SGDT`: base and limit.
+pub fn sgdt() -> (u64, u16) {
+    let mut image = [0u16; 5];
+    // SAFETY: stores ten bytes into this array.
+    unsafe { asm!("sgdt [{}]", in(reg) &raw mut image, options(nostack, preserves_flags)) };
+    descriptor_table(image)
+}
+
+/// `SIDT`: base and limit.
+pub fn sidt() -> (u64, u16) {
+    let mut image = [0u16; 5];
+    // SAFETY: stores ten bytes into this array.
+    unsafe { asm!("sidt [{}]", in(reg) &raw mut image, options(nostack, preserves_flags)) };
+    descriptor_table(image)
+}
+
+fn descriptor_table(image: [u16; 5]) -> (u64, u16) {
+    let [limit, a, b, c, d] = image.map(u64::from);
+    (a | b << 16 | c << 32 | d << 48, limit as u16)
+}
+
+macro_rules! selector {
+    ($read:ident, $instruction:literal) => {
+        #[doc = concat!("`", $instruction, "`, a segment selector.")]
+        pub fn $read() -> u16 {
+            let value: u64;
+            // SAFETY: reading a selector changes nothing.
+            unsafe { asm!($instruction, out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value as u16
+        }
+    };
+}
+
+selector!(read_cs, "mov {}, cs");
+selector!(read_ss, "mov {}, ss");
+selector!(read_ds, "mov {}, ds");
+selector!(read_es, "mov {}, es");
+selector!(read_fs, "mov {}, fs");
+selector!(read_gs, "mov {}, gs");
+selector!(str, "str {}");
+selector!(sldt, "sldt {}");
+
+/// `LAR`: access rights of a selector, 0 if it has none.
+pub fn lar(selector: u16) -> u32 {
+    let (rights, valid): (u64, u8);
+    // SAFETY: reads a descriptor and sets ZF.
+    unsafe {
+        asm!("lar {r}, {s}", "setz {z}", s = in(reg) u64::from(selector), r = inout(reg) 0u64 => rights, z = out(reg_byte) valid, options(nostack));
+    }
+    if valid == 0 { 0 } else { rights as u32 }
+}
+
+/// `LSL`: limit of a selector, 0 if it has none.
+pub fn lsl(selector: u16) -> u32 {
+    let (limit, valid): (u64, u8);
+    // SAFETY: reads a descriptor and sets ZF.
+    unsafe {
+        asm!("lsl {r}, {s}", "setz {z}", s = in(reg) u64::from(selector), r = inout(reg) 0u64 => limit, z = out(reg_byte) valid, options(nostack));
+    }
+    if valid == 0 { 0 } else { limit as u32 }
+}
+
+/// `XGETBV` of XCR0.
+///
+/// # Safety
+/// CR4.OSXSAVE is set.
+pub unsafe fn xgetbv() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    u64::from(high) << 32 | u64::from(low)
+}
+
+macro_rules! debug_register {
+    ($read:ident, $name:literal) => {
+        #[doc = concat!("Reads ", $name, ".")]
+        pub fn $read() -> u64 {
+            let value;
+            // SAFETY: reading a debug register changes nothing (DR7.GD is never set).
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
+    };
+}
+
+debug_register!(read_dr0, "dr0");
+debug_register!(read_dr1, "dr1");
+debug_register!(read_dr2, "dr2");
+debug_register!(read_dr3, "dr3");
+debug_register!(read_dr6, "dr6");

@@ -13,6 +13,7 @@ const PORT_BOCHS_SHUTDOWN: u16 = 0x8900;
 
 /// Ends the emulator with this code, by the first way that it understands.
 pub fn exit(code: u8) -> ! {
+    super::serial::drain();
     // SAFETY: the machine ends; no device matters any more.
     unsafe { instr::outb(PORT_LAB_EXIT, code) };
     // SAFETY: as above.

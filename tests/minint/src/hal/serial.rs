@@ -55,7 +55,10 @@ pub fn write_line(text: &str) {
     let were_on = instr::cli();
     let mut forced = false;
     let mut turns = 0;
-    while BUSY.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    while BUSY
+        .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
         instr::pause();
         turns += 1;
         if turns == PATIENCE {
@@ -99,11 +102,27 @@ impl Write for Line {
 
 /// Writes one line with the processor and the IRQL in front; [`crate::log!`] is the way to call it.
 pub fn log(text: fmt::Arguments<'_>) {
-    let mut line = Line { bytes: [0; LINE], length: 0 };
+    let mut line = Line {
+        bytes: [0; LINE],
+        length: 0,
+    };
     let cpu = crate::ke::current_cpu();
     let irql = crate::ke::irql::current();
     let _ = write!(line, "[{cpu} {irql}] {text}");
     // A cut may fall inside a character; what stands before it is still text.
-    let whole = line.bytes[..line.length].utf8_chunks().next().map_or("", |chunk| chunk.valid());
+    let whole = line.bytes[..line.length]
+        .utf8_chunks()
+        .next()
+        .map_or("", |chunk| chunk.valid());
     write_line(whole);
+}
+
+/// Waits until the last byte has left the transmitter.
+pub(crate) fn drain() {
+    for _ in 0..10_000_000 {
+        if port_in(5) & 0x40 != 0 {
+            break;
+        }
+        instr::pause();
+    }
 }

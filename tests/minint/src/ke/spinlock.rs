@@ -25,7 +25,10 @@ unsafe impl<T: Send> Sync for SpinLock<T> {}
 impl<T> SpinLock<T> {
     /// A free lock.
     pub const fn new(value: T) -> Self {
-        Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            held: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Takes the lock; IRQL at most DISPATCH_LEVEL.
@@ -85,14 +88,20 @@ unsafe impl<T: Send> Sync for IrqLock<T> {}
 impl<T> IrqLock<T> {
     /// A free lock.
     pub const fn new(value: T) -> Self {
-        Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        Self {
+            held: AtomicBool::new(false),
+            value: UnsafeCell::new(value),
+        }
     }
 
     /// Takes the lock; any IRQL, but not in an NMI.
     pub fn lock(&self) -> IrqGuard<'_, T> {
         let were_on = instr::cli();
         acquire(&self.held);
-        IrqGuard { lock: self, were_on }
+        IrqGuard {
+            lock: self,
+            were_on,
+        }
     }
 }
 
@@ -129,7 +138,10 @@ impl<T> Drop for IrqGuard<'_, T> {
 }
 
 fn acquire(held: &AtomicBool) {
-    while held.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
+    while held
+        .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
         while held.load(Ordering::Relaxed) {
             instr::pause();
         }

@@ -1,0 +1,84 @@
+//! Starting the application processors: INIT-SIPI-SIPI, one after the other.
+//!
+//! Runs once on the bootstrap processor at PASSIVE_LEVEL, before threads run
+//! elsewhere. How many to start: `cpus=` on the command line, else all that answer a
+//! startup IPI; APIC ids are taken to be 0, 1, 2, … as both emulators number them.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::{apic, boot, clock, cpu, entry, firmware, instr};
+use crate::mm::{paging, physical};
+
+/// Offset of the block that the start code reads.
+const BLOCK: u64 = 0xF00;
+
+static STARTED: AtomicU32 = AtomicU32::new(1);
+
+/// Running processors.
+pub fn count() -> u32 {
+    STARTED.load(Ordering::Acquire)
+}
+
+fn write(offset: u64, value: u64) {
+    let at = physical::direct(physical::TRAMPOLINE + BLOCK + offset).cast::<u64>();
+    // SAFETY: the start page is low RAM that the page allocator never hands out.
+    unsafe { at.write(value) };
+}
+
+/// Starts the others and waits until each is up.
+pub(crate) fn start_all() {
+    let code = entry::startup_code();
+    assert!(code.len() as u64 <= BLOCK);
+    let page = physical::direct(physical::TRAMPOLINE);
+    // SAFETY: as in `write`.
+    unsafe { core::ptr::copy_nonoverlapping(code.as_ptr(), page, code.len()) };
+    let wanted = boot::option_number("cpus")
+        .unwrap_or(cpu::MAX_CPUS as u64)
+        .min(cpu::MAX_CPUS as u64);
+    for number in 1..wanted as u32 {
+        if !start(number) {
+            break;
+        }
+    }
+    // What was left in low memory is no code any more.
+    physical::fill(physical::TRAMPOLINE, 0);
+}
+
+fn start(number: u32) -> bool {
+    let stack = crate::ke::thread::idle_stack(number);
+    write(0, paging::startup_root());
+    write(8, stack as u64);
+    write(16, start_here as *const () as u64);
+    write(24, u64::from(number));
+    apic::send_init(number);
+    clock::stall(50);
+    for _ in 0..2 {
+        apic::send_startup(number, (physical::TRAMPOLINE >> 12) as u8);
+        for _ in 0..100 {
+            if count() > number {
+                break;
+            }
+            clock::stall(20);
+        }
+    }
+    if count() > number {
+        return true;
+    }
+    crate::ke::thread::drop_idle_stack(number);
+    false
+}
+
+/// First instructions of the kernel on an application processor.
+extern "C" fn start_here(number: u32) -> ! {
+    // SAFETY: the system's tables map the kernel, this stack and the window like the start-up tables.
+    unsafe { instr::write_cr3(paging::system_root()) };
+    cpu::initialize(number);
+    firmware::initialize(false);
+    let id = apic::initialize(false);
+    cpu::of(number as usize)
+        .apic_id
+        .store(id, Ordering::Release);
+    crate::ke::thread::become_idle(number);
+    STARTED.store(number + 1, Ordering::Release);
+    crate::ke::thread::idle_loop()
+}
