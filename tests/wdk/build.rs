@@ -53,7 +53,7 @@ fn main() {
 
     write(&out, "types.rs", &types);
     write(&out, "constants.rs", &with_imports(&constants));
-    write(&out, "ntddk.rs", &with_imports(&functions));
+    write(&out, "ntddk.rs", &with_imports(&corrected(functions)));
     write(&out, "wdf_functions.rs", &wrappers);
 }
 
@@ -258,6 +258,26 @@ fn status_codes(include: &Path) -> String {
         }
     }
     result
+}
+
+/// Parameters that mingw-w64's headers type otherwise than Microsoft's:
+/// function, what is there, what Microsoft has.
+const CORRECTIONS: &[(&str, &str, &str)] = &[(
+    "MmMapLockedPagesSpecifyCache",
+    "Priority: MM_PAGE_PRIORITY",
+    "Priority: ULONG",
+)];
+
+fn corrected(mut text: String) -> String {
+    for (function, from, to) in CORRECTIONS {
+        let start = text
+            .find(&format!("pub fn {function}("))
+            .unwrap_or_else(|| panic!("no {function}"));
+        let length = text[start..].find(';').expect("a declaration ends");
+        let declaration = text[start..start + length].replace(from, to);
+        text.replace_range(start..start + length, &declaration);
+    }
+    text
 }
 
 /// Gives every extern block the image that exports the function.
