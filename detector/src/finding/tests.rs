@@ -26,8 +26,14 @@ fn nt() -> Vec<u8> {
         size: 0x2000,
         characteristics: 0x6000_0020,
     };
+    let data = Section {
+        name: *b".data\0\0\0",
+        rva: 0x3000,
+        size: 0x1000,
+        characteristics: 0xC000_0040,
+    };
     builder
-        .module(&spec, [text], |va| Some(0x100 + ((va - NT) >> 12)))
+        .module(&spec, [text, data], |va| Some(0x100 + ((va - NT) >> 12)))
         .unwrap();
     builder.finish().unwrap()
 }
@@ -169,7 +175,7 @@ fn an_unbacked_fetch_is_named_hashed_and_delivered_once() {
 fn a_write_through_an_alias_names_the_module_of_the_frame() {
     let mut bench = Bench::new(8);
     let mut event = hook(0x44, &[0x48, 0x89], &[0xeb, 0xfe]);
-    event.stack[..3].copy_from_slice(&[5, 0xffff_9000_0000_0000, NT + 0x2001]);
+    event.stack[..3].copy_from_slice(&[5, NT + 0x3001, NT + 0x2001]);
     event.stack_words = 3;
     event.return_address = 5;
     event.mark(Flags::RETURN_ADDRESS);
@@ -371,7 +377,11 @@ fn a_loader_that_has_left_keeps_its_name() {
     event.rip += 1;
     event.actor_module = crate::event::NO_INDEX;
     bench.push(&event, None);
+    event.rip = 0x1234;
+    event.actor_module = 3;
+    bench.push(&event, None);
     let found = bench.all();
+    assert_eq!(found[2].actor.module(), None, "it is loaded, not gone");
     assert_eq!(
         show(&found[0].actor),
         "iqvw64e.sys!- - +0x1234 0xfffff80030001234"

@@ -102,6 +102,7 @@ fn frames_of_live_code_only() {
     };
     assert_eq!(view.by_frame(0x2_0002), Some(expected));
     assert_eq!(view.by_frame(0x2_0004), None);
+    assert_eq!(view.by_frame(0x1_0003), None, "between two frames");
     assert_eq!(view.frame_of(4, 0x2ff0), Some(0x2_0002));
     assert_eq!(view.frame_of(4, 0x3000), None);
     assert_eq!(view.frame_of(5, 0x3000), None);
@@ -146,6 +147,21 @@ fn a_module_that_overlaps_or_wraps_is_refused_and_leaves_no_trace() {
 }
 
 #[test]
+fn a_module_with_too_many_sections_leaves_no_trace() {
+    let mut builder = Builder::new(1);
+    let many = (0..0xffff).map(|rva| section("s", rva, 1, CODE));
+    let huge = spec("huge", 0x1000_0000, 0x100_0000);
+    let refused = builder.module(&huge, many, identity);
+    assert_eq!(refused, Err(BuildError::TooMany));
+    let fine = spec("fine", 0x1000_0000, 0x6000);
+    builder.module(&fine, usual(), identity).unwrap();
+    let bytes = builder.finish().unwrap();
+    let view = View::new(&bytes).unwrap();
+    assert_eq!((view.section_count(), view.frame_count()), (4, 2));
+    assert_eq!(view.frame_of(0, 0x2000), Some(0x1_0002));
+}
+
+#[test]
 fn hostile_sections_are_clipped() {
     let mut builder = Builder::new(1);
     let sections = [
@@ -185,6 +201,9 @@ fn an_empty_or_truncated_or_foreign_snapshot_is_refused() {
     let mut foreign = bytes.clone();
     foreign[0] ^= 1;
     assert!(View::new(&foreign).is_none());
+    let mut newer = bytes.clone();
+    newer[8] += 1;
+    assert!(View::new(&newer).is_none());
     let empty = Builder::new(3).finish().unwrap();
     assert_eq!(View::new(&empty).unwrap().by_address(0x1000), None);
     assert_eq!(View::EMPTY.by_frame(0), None);

@@ -90,6 +90,10 @@ fn user_mode_gets_no_verdict() {
         ..kernel(0x7ff0_1000, 0x9000_0000)
     };
     assert_eq!(judge(user), FetchVerdict::Allow);
+    for cpl in [1, 2] {
+        let expected = FetchVerdict::Report(Kind::UnbackedExecution);
+        assert_eq!(judge(FetchFacts { cpl, ..user }), expected);
+    }
 }
 
 #[test]
