@@ -127,10 +127,7 @@ const fn field(bits: u64) -> MemoryType {
 }
 
 impl MtrrState {
-    /// Takes over raw register values: `IA32_MTRRCAP`, `IA32_MTRR_DEF_TYPE`,
-    /// the fixed-range registers in the order of [`MSR_FIXED`], the (base, mask)
-    /// pairs of the variable ranges (as many as `IA32_MTRRCAP.VCNT` says), and
-    /// the width of a physical address in bits.
+    /// Takes over raw register values; see [`Self::load`].
     #[must_use]
     pub fn new(
         cap: u64,
@@ -139,23 +136,51 @@ impl MtrrState {
         variable: &[(u64, u64)],
         phys_bits: u8,
     ) -> Self {
-        let state = Self {
+        let mut state = Self {
             cap,
-            def_type: AtomicU64::new(def_type),
-            fixed: fixed.map(AtomicU64::new),
+            def_type: AtomicU64::new(0),
+            fixed: [const { AtomicU64::new(0) }; FIXED_REGISTERS],
             variable: [const { (AtomicU64::new(0), AtomicU64::new(0)) }; MAX_VARIABLE],
             count: AtomicU16::new(0),
-            phys_bits: phys_bits.clamp(32, 52),
+            phys_bits,
         };
+        state.load(cap, def_type, fixed, variable, phys_bits);
+        state
+    }
+
+    /// Takes over raw register values: `IA32_MTRRCAP`, `IA32_MTRR_DEF_TYPE`,
+    /// the fixed-range registers in the order of [`MSR_FIXED`], the (base, mask)
+    /// pairs of the variable ranges (as many as `IA32_MTRRCAP.VCNT` says), and
+    /// the width of a physical address in bits. In place: the structure is larger
+    /// than what a kernel stack should carry, and all zeros are a valid value of
+    /// it.
+    pub fn load(
+        &mut self,
+        cap: u64,
+        def_type: u64,
+        fixed: [u64; FIXED_REGISTERS],
+        variable: &[(u64, u64)],
+        phys_bits: u8,
+    ) {
+        self.cap = cap;
+        self.phys_bits = phys_bits.clamp(32, 52);
+        *self.def_type.get_mut() = def_type;
+        for (own, value) in self.fixed.iter_mut().zip(fixed) {
+            *own.get_mut() = value;
+        }
         let announced = (cap & 0xff) as u8;
         let given = u8::try_from(variable.len()).unwrap_or(u8::MAX);
         let count = u16::from(announced.min(given));
-        for (own, &(base, mask)) in state.variable.iter().zip(variable).take(usize::from(count)) {
-            own.0.store(base, Ordering::Relaxed);
-            own.1.store(mask, Ordering::Relaxed);
+        for (own, &(base, mask)) in self
+            .variable
+            .iter_mut()
+            .zip(variable)
+            .take(usize::from(count))
+        {
+            *own.0.get_mut() = base;
+            *own.1.get_mut() = mask;
         }
-        state.count.store(count, Ordering::Relaxed);
-        state
+        *self.count.get_mut() = count;
     }
 
     /// Width of a physical address, in bits.

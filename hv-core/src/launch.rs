@@ -25,7 +25,7 @@ use crate::host::descriptors::{
 use crate::host::paging::{HostSpace, HostTable};
 use crate::host::window::Window;
 use crate::hypercall::{self, Figure};
-use crate::hypervisor::{Hypervisor, MAX_CORES};
+use crate::hypervisor::{Hypervisor, MAX_CORES, Nested};
 use crate::instr::{self, VmFail};
 use crate::ledger::{Ledger, Visibility};
 use crate::monitor::Monitor;
@@ -75,6 +75,7 @@ pub struct Machine<P: Platform> {
     platform: P,
     ledger: Ledger,
     counters: Region,
+    bounce: Region,
     secret: [u64; 2],
     cores: u32,
     controls: Controls,
@@ -131,7 +132,7 @@ impl<P: Platform> Machine<P> {
     pub unsafe fn start<M: Monitor + 'static>(
         platform: P,
         options: Options,
-        monitor: impl FnOnce(&mut Memory<'_>) -> Option<M>,
+        monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
         code: &mut dyn Iterator<Item = Pfn>,
     ) -> Result<Self, (StartError, P)> {
         let probe = match probe_all(&platform, options.pretend) {
@@ -152,6 +153,7 @@ impl<P: Platform> Machine<P> {
                 platform,
                 ledger,
                 counters: built.counters,
+                bounce: built.bounce,
                 secret: built.secret,
                 controls: probe.controls,
             }),
@@ -163,17 +165,23 @@ impl<P: Platform> Machine<P> {
         }
     }
 
-    /// Gives all cores and all memory back.
+    /// Gives all cores and all memory back. `last_look` is called in between: the
+    /// cores have left and the shared memory is still there.
     ///
     /// # Errors
     /// A core could not be reached; it is still a guest, so nothing was freed and
     /// the machine goes on being watched as far as it is.
-    pub fn stop(self) -> Result<P, (StartError, Self)> {
+    #[expect(
+        clippy::result_large_err,
+        reason = "the machine itself comes back; it lives on a kernel stack once"
+    )]
+    pub fn stop(self, last_look: impl FnOnce()) -> Result<P, (StartError, Self)> {
         for core in 0..self.cores {
             if !give_back(&self.platform, core, self.secret) {
                 return Err((StartError::Unreachable { core }, self));
             }
         }
+        last_look();
         let Self {
             platform, ledger, ..
         } = self;
@@ -183,19 +191,24 @@ impl<P: Platform> Machine<P> {
     }
 
     /// Hands data to the monitor, page by page, then makes it current. `false`
-    /// when root mode refuses it.
+    /// when root mode refuses it. One caller at a time.
     #[must_use]
     pub fn publish(&self, data: &[u8]) -> bool {
-        let mut page = Aligned([0; 4096]);
         for (index, chunk) in data.chunks(4096).enumerate() {
-            page.0.fill(0);
-            for (to, from) in page.0.iter_mut().zip(chunk) {
-                *to = *from;
-            }
-            let address = &raw const page as u64;
+            let page = self.bounce.va as *mut u8;
+            // SAFETY: a page of our own, resident, used by this caller alone.
+            unsafe { core::ptr::write_bytes(page, 0, 4096) };
+            // SAFETY: a chunk is at most a page.
+            unsafe { core::ptr::copy_nonoverlapping(chunk.as_ptr(), page, chunk.len()) };
             // SAFETY: this core is a guest: all are, and none leaves meanwhile.
-            let answer =
-                unsafe { instr::vmcall(self.secret, hypercall::PUBLISH, index as u64, address) };
+            let answer = unsafe {
+                instr::vmcall(
+                    self.secret,
+                    hypercall::PUBLISH,
+                    index as u64,
+                    self.bounce.va,
+                )
+            };
             if answer != hypercall::OK {
                 return false;
             }
@@ -243,9 +256,6 @@ impl<P: Platform> Machine<P> {
     }
 }
 
-#[repr(align(4096))]
-struct Aligned([u8; 4096]);
-
 fn counters<'a>(region: Region, core: u32) -> &'a Counters {
     let address = region.va + u64::from(core) * size_of::<Counters>() as u64;
     // SAFETY: the region holds one structure for each core, all atomics, and is
@@ -256,7 +266,8 @@ fn counters<'a>(region: Region, core: u32) -> &'a Counters {
 /// What is left to do once everything is built.
 struct Built {
     hypervisor: *const Hypervisor,
-    cores: [*const Core; MAX_CORES],
+    cores: &'static [*const Core],
+    bounce: Region,
     counters: Region,
     secret: [u64; 2],
 }
@@ -295,11 +306,10 @@ fn build<M: Monitor + 'static>(
     platform: &dyn Platform,
     ledger: &mut Ledger,
     probe: &Probe,
-    monitor: impl FnOnce(&mut Memory<'_>) -> Option<M>,
+    monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
     code: &mut dyn Iterator<Item = Pfn>,
 ) -> Result<Built, StartError> {
     let count = platform.cpu_count();
-    let ram = platform.ram().ok_or(StartError::MemoryMap)?;
     let mut sections = [ImageSection::default(); MAX_IMAGE_SECTIONS];
     let section_count = platform.image_sections(&mut sections);
     let sections = sections.get(..section_count).ok_or(StartError::Image)?;
@@ -332,49 +342,39 @@ fn build<M: Monitor + 'static>(
         count as usize * size_of::<Counters>(),
         Visibility::Shared,
     )?;
-    let mut cores = [core::ptr::null::<Core>(); MAX_CORES];
-    for slot in cores.iter_mut().take(count as usize) {
+    // A list that the guest keeps: the launch of a core needs it while others
+    // are guests already.
+    let list = take(
+        platform,
+        ledger,
+        count as usize * size_of::<*const Core>(),
+        Visibility::Plain,
+    )?;
+    // SAFETY: the block is large enough, and only this function writes it.
+    let cores =
+        unsafe { core::slice::from_raw_parts_mut(list.va as *mut *const Core, count as usize) };
+    for slot in cores.iter_mut() {
         *slot = take(platform, ledger, size_of::<Core>(), Visibility::Private)?.va as *const Core;
     }
+    let cores: &'static [*const Core] = cores;
+    let bounce = take(platform, ledger, 4096, Visibility::Plain)?;
     // SAFETY: the block is large enough, page-aligned, zeroed and nobody else's;
     // zero is a valid value of every field that is not set below.
     unsafe { set_mtrr(hypervisor, probe.phys_bits) };
     // SAFETY: as above.
-    unsafe { set_fields(hypervisor, platform, probe, image, &ram, &cores, count) };
-
-    let monitor = monitor(&mut Memory { platform, ledger }).ok_or(StartError::NoMemory)?;
-    let monitor_region = take(platform, ledger, size_of::<M>(), Visibility::Private)?;
-    let monitor_at = monitor_region.va as *mut M;
-    // SAFETY: the block is large enough and page-aligned.
-    unsafe { monitor_at.write(monitor) };
-    // SAFETY: just written; the block outlives every core's stay in root mode.
-    let monitor: &'static M = unsafe { &*monitor_at };
-
-    // SAFETY: a field of a block of our own.
+    unsafe { set_fields(hypervisor, probe, image, cores) };
+    // SAFETY: a field of the same block.
+    let ram = unsafe { &mut (*hypervisor).ram };
+    set_ram(platform, ram)?;
+    let monitor = place_monitor(platform, ledger, probe, monitor)?;
+    // SAFETY: a field of the same block.
     let mtrr: &'static MtrrState = unsafe { &(*hypervisor).mtrr };
-    let space = nested(platform, ledger, probe, &ram, mtrr)?;
-    for pfn in code {
-        // Before the launch nothing is cached: no flush is owed.
-        let soft = Soft {
-            state: PageState::Executable,
-            bounces: 0,
-            code: true,
-        };
-        let _ = space
-            .set_state(pfn.gpa(), soft)
-            .map_err(|_| StartError::Tables)?;
-    }
-    let eptp = vcpu::eptp(space.root());
-
-    let host_root = host_tables(platform, ledger, sections, &cores, count)?;
-    for region in ledger.regions(Visibility::Private) {
-        for page in (0..region.bytes as u64).step_by(4096) {
-            let gpa = Gpa::new(region.pa.as_u64() + page);
-            let _ = space
-                .remap(gpa, dummy.pa, Access::RW)
-                .map_err(|_| StartError::Tables)?;
-        }
-    }
+    // SAFETY: a field of the same block; nothing holds a reference to it.
+    let slot = unsafe { &mut (*hypervisor).space };
+    let space = nested(platform, ledger, probe, ram, mtrr, slot)?;
+    promote(space, code)?;
+    let host_root = host_tables(platform, ledger, sections, cores)?;
+    hide(space, ledger, dummy.pa)?;
     fill_idt(idt);
     // SAFETY: a page of our own.
     let bitmap_page = unsafe { &mut *(bitmap.va as *mut [u8; 4096]) };
@@ -389,12 +389,10 @@ fn build<M: Monitor + 'static>(
     fields.host_cr3 = host_root;
     fields.idt = idt.va;
     fields.msr_bitmap = bitmap.pa;
-    fields.eptp = eptp;
+    fields.eptp = vcpu::eptp(space.root());
     fields.monitor = Some(monitor);
-    // SAFETY: a zeroed field without a destructor that matters is overwritten.
-    unsafe { (&raw mut fields.space).write(Some(space)) };
 
-    for (index, block) in (0..count).zip(cores) {
+    for (index, block) in (0..count).zip(cores.iter().copied()) {
         // SAFETY: one block for each core, ours alone until the launch.
         let own = unsafe { &*block };
         let base = platform
@@ -411,9 +409,64 @@ fn build<M: Monitor + 'static>(
     Ok(Built {
         hypervisor,
         cores,
+        bounce,
         counters: counter_region,
         secret,
     })
+}
+
+#[inline(never)]
+fn set_ram(platform: &dyn Platform, ram: &mut Ram) -> Result<(), StartError> {
+    *ram = platform.ram().ok_or(StartError::MemoryMap)?;
+    Ok(())
+}
+
+#[inline(never)]
+fn place_monitor<M: Monitor + 'static>(
+    platform: &dyn Platform,
+    ledger: &mut Ledger,
+    probe: &Probe,
+    monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
+) -> Result<&'static M, StartError> {
+    let region = take(platform, ledger, size_of::<M>(), Visibility::Private)?;
+    let monitor =
+        monitor(&mut Memory { platform, ledger }, &probe.controls).ok_or(StartError::NoMemory)?;
+    let place = region.va as *mut M;
+    // SAFETY: the block is large enough and page-aligned.
+    unsafe { place.write(monitor) };
+    // SAFETY: just written; the block outlives every core's stay in root mode.
+    Ok(unsafe { &*place })
+}
+
+/// Makes the frames of all live code executable. Before the launch nothing is
+/// cached, so no flush is owed.
+#[inline(never)]
+fn promote(space: &Nested, code: &mut dyn Iterator<Item = Pfn>) -> Result<(), StartError> {
+    let soft = Soft {
+        state: PageState::Executable,
+        bounces: 0,
+        code: true,
+    };
+    for pfn in code {
+        let _ = space
+            .set_state(pfn.gpa(), soft)
+            .map_err(|_| StartError::Tables)?;
+    }
+    Ok(())
+}
+
+/// Puts a dummy frame in the place of every private page.
+#[inline(never)]
+fn hide(space: &Nested, ledger: &Ledger, dummy: Hpa) -> Result<(), StartError> {
+    for region in ledger.regions(Visibility::Private) {
+        for page in (0..region.bytes as u64).step_by(4096) {
+            let gpa = Gpa::new(region.pa.as_u64() + page);
+            let _ = space
+                .remap(gpa, dummy, Access::RW)
+                .map_err(|_| StartError::Tables)?;
+        }
+    }
+    Ok(())
 }
 
 fn take(
@@ -441,11 +494,9 @@ unsafe fn set_mtrr(hypervisor: *mut Hypervisor, phys_bits: u8) {
     let ranges = unsafe { &raw mut (*hypervisor).variable_ranges };
     // SAFETY: the caller's promise.
     unsafe { ranges.write(raw.count) };
-    // SAFETY: the caller's promise.
-    let mtrr = unsafe { &raw mut (*hypervisor).mtrr };
-    let state = MtrrState::new(raw.cap, raw.def_type, raw.fixed, pairs, phys_bits);
-    // SAFETY: the caller's promise.
-    unsafe { mtrr.write(state) };
+    // SAFETY: the caller's promise; all zeros are a valid value.
+    let mtrr = unsafe { &mut (*hypervisor).mtrr };
+    mtrr.load(raw.cap, raw.def_type, raw.fixed, pairs, phys_bits);
 }
 
 /// # Safety
@@ -454,14 +505,10 @@ unsafe fn set_mtrr(hypervisor: *mut Hypervisor, phys_bits: u8) {
 #[inline(never)]
 unsafe fn set_fields(
     hypervisor: *mut Hypervisor,
-    platform: &dyn Platform,
     probe: &Probe,
     image: (u64, u64),
-    ram: &Ram,
-    cores: &[*const Core; MAX_CORES],
-    count: u32,
+    cores: &[*const Core],
 ) {
-    let _ = platform;
     macro_rules! set {
         ($field:ident, $value:expr) => {{
             // SAFETY: the caller's promise.
@@ -482,10 +529,16 @@ unsafe fn set_fields(
     set!(eptp, 0);
     set!(transition, crate::transition::TransitionLock::new());
     set!(generation, AtomicU64::new(1));
-    set!(ram, *ram);
     set!(monitor, None);
-    set!(cores, *cores);
-    set!(count, count as usize);
+    for (index, core) in cores.iter().enumerate().take(MAX_CORES) {
+        // SAFETY: the caller's promise.
+        let list = unsafe { &raw mut (*hypervisor).cores };
+        // SAFETY: the index is below the array's length.
+        let slot = unsafe { list.cast::<*const Core>().add(index) };
+        // SAFETY: as above.
+        unsafe { slot.write(*core) };
+    }
+    set!(count, cores.len().min(MAX_CORES));
     set!(abandoned, AtomicBool::new(false));
 }
 
@@ -503,11 +556,12 @@ fn nested(
     probe: &Probe,
     ram: &Ram,
     mtrr: &'static MtrrState,
-) -> Result<crate::hypervisor::Nested, StartError> {
+    slot: &'static mut Option<Nested>,
+) -> Result<&'static Nested, StartError> {
     let gigabytes = usize::try_from(ram.end() >> 30).unwrap_or(0) + 1;
-    let spare = (SPARE_TABLES + SPARE_TABLES_PER_GB * gigabytes).min(MAX_SPARE_TABLES);
+    let extra = (SPARE_TABLES + SPARE_TABLES_PER_GB * gigabytes).min(MAX_SPARE_TABLES);
     // A directory for each GB, the upper tables, two for each core's block.
-    let wanted = gigabytes + 8 + spare + 2 * platform.cpu_count() as usize;
+    let wanted = gigabytes + 8 + extra + 2 * platform.cpu_count() as usize;
     let chunk_tables = CHUNK_TABLES.max(wanted.div_ceil(MAX_CHUNKS));
     let empty: &'static [Table] = &[];
     let mut chunks = [(Hpa::new(0), empty); MAX_CHUNKS];
@@ -528,15 +582,16 @@ fn nested(
     let format = EptFormat {
         mbec: probe.controls.mbec,
     };
-    let nested = Space::new(format, pool, mtrr, probe.phys_bits, probe.controls.ept_1g)
+    let empty = Space::new(format, pool, mtrr, probe.phys_bits, probe.controls.ept_1g)
         .map_err(|_| StartError::Tables)?;
+    let space: &'static Nested = slot.insert(empty);
     for range in ram.iter() {
         // Before the launch nothing is cached: no flush is owed.
-        let _ = nested
+        let _ = space
             .fill(Gpa::new(range.base)..Gpa::new(range.base + range.bytes))
             .map_err(|_| StartError::Tables)?;
     }
-    Ok(nested)
+    Ok(space)
 }
 
 /// Root mode's page tables; returns CR3.
@@ -545,8 +600,7 @@ fn host_tables(
     platform: &dyn Platform,
     ledger: &mut Ledger,
     sections: &[ImageSection],
-    cores: &[*const Core; MAX_CORES],
-    count: u32,
+    cores: &[*const Core],
 ) -> Result<u64, StartError> {
     // Private copies of the image's sections, to be mapped where the image is.
     let mut copies = [Region {
@@ -595,7 +649,7 @@ fn host_tables(
     {
         map(region.va, region.pa.as_u64(), region.bytes, data)?;
     }
-    for core in cores.iter().take(count as usize) {
+    for core in cores {
         // SAFETY: one block for each core.
         let core = unsafe { &**core };
         for guard in [&raw const core.guard_low, &raw const core.guard_high] {
@@ -612,7 +666,7 @@ fn host_tables(
             state.set(None);
         }
     }
-    for core in cores.iter().take(count as usize) {
+    for core in cores {
         // SAFETY: one block for each core.
         let core = unsafe { &**core };
         let [apic, show, walk] = &core.windows;
@@ -668,7 +722,7 @@ fn set_core(
 #[inline(never)]
 fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> {
     let count = platform.cpu_count();
-    for (index, core) in (0..count).zip(built.cores) {
+    for (index, core) in (0..count).zip(built.cores.iter().copied()) {
         let mut result = Err((Step::Enter, VmFail::Invalid));
         let reached = platform.run_on(index, &mut || {
             // SAFETY: built for this core; runs on it, at CPL 0.
