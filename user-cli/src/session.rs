@@ -76,36 +76,50 @@ impl Session {
         Ok(wire::reply::<T>(&output)?.0)
     }
 
-    /// A request whose reply carries an error of its own, even if the driver
-    /// completed it with a failure.
-    fn order<T: Message>(&mut self, code: u32, input: &[u8]) -> Result<T, Failure> {
+    /// A request whose reply carries an error of its own (number, core, detail),
+    /// also if the driver completed it with a failure.
+    fn order<T: Message>(
+        &mut self,
+        code: u32,
+        input: &[u8],
+        error: impl Fn(&T) -> (u32, u32, u64),
+    ) -> Result<(), Failure> {
         let until = Until::in_any_case(PATIENCE);
-        let output = match self.device.ioctl(code, input, size_of::<T>(), until) {
-            Ok(output) => output.ok_or_else(|| Failure::other("the driver does not answer."))?,
-            Err(DeviceError::Status { output, .. }) if wire::reply::<T>(&output).is_ok() => output,
+        let (reply, failed) = match self.device.ioctl(code, input, size_of::<T>(), until) {
+            Ok(Some(output)) => (wire::reply::<T>(&output)?.0, None),
+            Ok(None) => return Err(Failure::other("the driver does not answer.")),
+            Err(DeviceError::Status { what, code, output }) => {
+                let failed = DeviceError::Status {
+                    what,
+                    code,
+                    output: Vec::new(),
+                };
+                match wire::reply::<T>(&output) {
+                    Ok((reply, _)) => (reply, Some(failed)),
+                    Err(_) => return Err(failed.into()),
+                }
+            }
             Err(error) => return Err(error.into()),
         };
-        Ok(wire::reply::<T>(&output)?.0)
+        match (error(&reply), failed) {
+            ((0, ..), None) => Ok(()),
+            ((0, ..), Some(failed)) => Err(failed.into()),
+            ((error, core, detail), _) => Err(start_error(error, core, detail)),
+        }
     }
 
     /// Begins monitoring.
     pub(crate) fn start(&mut self, flags: StartFlags) -> Result<(), Failure> {
         let mut request = StartRequest::zeroed();
         request.flags = flags.bits();
-        let reply: StartReply = self.order(START, request.as_bytes())?;
-        match reply.error {
-            0 => Ok(()),
-            error => Err(start_error(error, reply.core, reply.detail)),
-        }
+        let error = |r: &StartReply| (r.error, r.core, r.detail);
+        self.order(START, request.as_bytes(), error)
     }
 
     /// Ends monitoring.
     pub(crate) fn stop(&mut self) -> Result<(), Failure> {
-        let reply: StopReply = self.order(STOP, StopRequest::zeroed().as_bytes())?;
-        match reply.error {
-            0 => Ok(()),
-            error => Err(start_error(error, reply.core, reply.detail)),
-        }
+        let error = |r: &StopReply| (r.error, r.core, r.detail);
+        self.order(STOP, StopRequest::zeroed().as_bytes(), error)
     }
 
     /// What the driver does.

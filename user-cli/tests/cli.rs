@@ -278,11 +278,7 @@ fn ioctl(world: &mut World, code: u32, input: &[u8]) -> (u32, Vec<u8>) {
         STATUS => {
             assert!(input.is_empty());
             let mut reply = StatusReply::zeroed();
-            reply.state = if world.monitoring {
-                State::Monitoring as u32
-            } else {
-                State::Stopped as u32
-            };
+            reply.state = state(world);
             reply.vendor = Vendor::Intel as u32;
             reply.cores = 4;
             reply.exits[48] = 99;
@@ -301,6 +297,15 @@ fn ioctl(world: &mut World, code: u32, input: &[u8]) -> (u32, Vec<u8>) {
         }
         _ => (STATUS_INVALID_DEVICE_REQUEST, Vec::new()),
     }
+}
+
+fn state(world: &World) -> u32 {
+    let state = if world.monitoring {
+        State::Monitoring
+    } else {
+        State::Stopped
+    };
+    state as u32
 }
 
 fn accounts(world: &World) -> wire::Accounts {
@@ -350,6 +355,7 @@ fn wait(
                 let found: Vec<Finding> = all.take(most).copied().collect();
                 let mut reply = WaitReply::zeroed();
                 reply.count = u32::try_from(found.len()).unwrap();
+                reply.state = state(&world);
                 reply.remaining = (waiting - found.len()) as u64;
                 if let (Some(last), false) = (found.last(), flags.contains(WaitFlags::PEEK)) {
                     world.delivered = world.delivered.max(last.seq);
@@ -605,6 +611,7 @@ fn watch_ends_at_its_timeout_and_cancels_its_request() {
     let output = bench.run("watch --timeout 0.5 --exit-code");
     expect(&output, 0, "0 findings");
     assert!(stderr(&output).contains("3 events were dropped"));
+    assert!(stderr(&output).contains("does not run"));
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(500) && took < Duration::from_secs(10));
     bench
@@ -651,8 +658,7 @@ fn a_failed_request_is_1_with_its_number() {
     bench
         .driver
         .change(|w| w.start_status = STATUS_UNSUCCESSFUL);
-    // A failure that carries a reply without error is still one with a reply.
-    expect(&bench.run("start"), 0, "Monitoring");
+    expect(&bench.run("start"), 1, "0xc0000001");
 }
 
 #[test]
@@ -661,6 +667,7 @@ fn a_reader_that_has_enough_is_no_failure() {
     bench
         .driver
         .change(|w| w.findings = (1..=200).map(finding).collect());
+    bench.driver.change(|w| w.monitoring = true);
     let mut child = bench.spawn("watch --json --no-log --count 200");
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

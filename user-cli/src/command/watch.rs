@@ -11,7 +11,7 @@ use crate::output::Output;
 use crate::record::Record;
 use crate::render::finding;
 use crate::session::{Batch, Session};
-use detector::wire::{Accounts, Finding, FindingFlags, WaitFlags};
+use detector::wire::{Accounts, Finding, FindingFlags, State, WaitFlags};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -36,6 +36,7 @@ pub(super) fn run(watch: &Watch, json: bool, output: &Output) -> Result<bool, Fa
     let mut after = 0;
     let mut caught_up = false;
     let mut last = None;
+    let mut state = None;
     while printed < most && !until.over() {
         let flags = match (caught_up, watch.all) {
             (true, _) => WaitFlags::empty(),
@@ -46,6 +47,9 @@ pub(super) fn run(watch: &Watch, json: bool, output: &Output) -> Result<bool, Fa
         let Some(Batch { reply, findings }) = session.wait(after, left, flags, until)? else {
             break;
         };
+        if state.replace(reply.state) != Some(reply.state) {
+            tell(reply.state);
+        }
         for finding in &findings {
             sink.take(&mut session, finding)?;
             after = after.max(finding.seq);
@@ -59,6 +63,19 @@ pub(super) fn run(watch: &Watch, json: bool, output: &Output) -> Result<bool, Fa
     }
     summary(printed, last.as_ref());
     Ok(printed > 0)
+}
+
+/// A watch without monitoring waits for something that cannot come yet.
+fn tell(state: u32) {
+    match State::from_raw(state) {
+        Some(State::Stopped) => {
+            eprintln!("Monitoring does not run; `hvdetect start` begins it. Waiting.");
+        }
+        Some(State::Failed) => {
+            eprintln!("A core could not be given back; restart the machine.");
+        }
+        _ => {}
+    }
 }
 
 fn open_log(watch: &Watch) -> Result<Option<Log>, Failure> {
