@@ -83,7 +83,7 @@ pub(crate) unsafe extern "C" fn version_bind(
     unsafe {
         info.FuncTable
             .cast::<*const u8>()
-            .write(table::address().cast())
+            .write(table::address().cast());
     };
     info.Module = client.globals().cast();
     // SAFETY: checked for null; the caller's variable.

@@ -4,6 +4,9 @@
 //! A `Call` is made at the top of each entry of the table. From there on the
 //! driver's pointers are trusted to be what the function's documentation asks,
 //! null excepted, which is checked.
+//!
+//! Handles are looked up under a spin lock, so nothing is callable above
+//! DISPATCH_LEVEL, not even the few functions that Windows allows there.
 
 use alloc::sync::Arc;
 use core::fmt;

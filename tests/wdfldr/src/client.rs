@@ -86,6 +86,13 @@ impl Client {
         globals.Driver = value as *mut _;
     }
 
+    /// Whether the stub in the driver puts itself in front of DriverUnload.
+    pub(crate) fn set_displace_unload(&self, displace: bool) {
+        // SAFETY: the record is ours; the driver only reads it.
+        let globals = unsafe { &mut *self.globals() };
+        globals.DisplaceDriverUnload = u8::from(displace);
+    }
+
     pub(crate) fn set_unload(&self, unload: PFN_WDF_DRIVER_UNLOAD) {
         *self.unload.lock() = unload;
     }

@@ -69,6 +69,10 @@ pub(crate) unsafe extern "C" fn wdf_driver_create(
     };
     call.client().set_driver(Some(object.handle()));
     call.client().set_unload(config.EvtDriverUnload);
+    // Without EvtDriverUnload the driver cannot be unloaded: the stub must not
+    // put an unload routine there either.
+    call.client()
+        .set_displace_unload(config.EvtDriverUnload.is_some());
     // SAFETY: the driver's own object, in the thread that loads it.
     let wdm = unsafe { &mut *driver_object };
     if config.DriverInitFlags & Flags::WdfDriverInitNoDispatchOverride as u32 == 0 {
@@ -76,7 +80,6 @@ pub(crate) unsafe extern "C" fn wdf_driver_create(
             *entry = Some(device::dispatch);
         }
     }
-    // Without EvtDriverUnload the driver cannot be unloaded.
     wdm.DriverUnload = config.EvtDriverUnload.map(|_| unload as _);
     call.write_optional(driver, object.pointer());
     wdk_standin::wdk_sys::STATUS_SUCCESS
@@ -94,9 +97,6 @@ unsafe extern "C" fn unload(driver_object: *mut DRIVER_OBJECT) {
         object::check_irql(before, "EvtDriverUnload");
     }
     delete_devices(&client);
-    // SAFETY: the driver's own object, in the thread that unloads it.
-    let wdm = unsafe { &mut *driver_object };
-    wdm.DriverUnload = None;
 }
 
 fn delete_devices(client: &Arc<Client>) {
@@ -109,8 +109,7 @@ fn delete_devices(client: &Arc<Client>) {
         let Kind::Driver(driver) = &object.kind else {
             return;
         };
-        let devices = core::mem::take(&mut *driver.devices.lock());
-        devices
+        core::mem::take(&mut *driver.devices.lock())
     };
     for device in devices.into_iter().rev() {
         object::delete(device, "unload");
@@ -148,7 +147,7 @@ pub(crate) unsafe extern "C" fn wdf_driver_wdm_get_driver_object(
 
 pub(crate) unsafe extern "C" fn wdf_verifier_dbg_break_point(globals: PWDF_DRIVER_GLOBALS) {
     // SAFETY: a driver's call.
-    let call = unsafe { Call::enter("WdfVerifierDbgBreakPoint", u8::MAX, globals) };
+    let call = unsafe { Call::enter("WdfVerifierDbgBreakPoint", irql::DISPATCH, globals) };
     violation::print(format_args!(
         "{}: {} breaks",
         call.name(),

@@ -16,6 +16,11 @@
 #![cfg_attr(not(test), no_std)]
 // On the host only the pure parts exist: some of what they offer has no caller.
 #![cfg_attr(test, allow(dead_code))]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::doc_markdown,
+    reason = "x64 only: an address fits, sizes of structures are small; IRQLs are names"
+)]
 
 extern crate alloc;
 

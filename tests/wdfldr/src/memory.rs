@@ -67,7 +67,7 @@ pub(crate) unsafe extern "C" fn wdf_memory_create(
         return STATUS_INVALID_PARAMETER;
     }
     let made = Attributes::read(&call, attributes).and_then(|attributes| {
-        let kind = Kind::Memory(Memory::owned(size as usize));
+        let kind = Kind::Memory(Memory::owned(size));
         object::create(&call, &attributes, Parent::Default(call.driver()), kind)
     });
     if let Ok(made) = &made
@@ -86,6 +86,6 @@ pub(crate) unsafe extern "C" fn wdf_memory_get_buffer(
     // SAFETY: a driver's call.
     let call = unsafe { Call::enter("WdfMemoryGetBuffer", irql::DISPATCH, globals) };
     let memory = call.memory(memory);
-    call.write_optional(size, memory.length as usize);
+    call.write_optional(size, memory.length);
     memory.address
 }

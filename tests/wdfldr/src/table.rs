@@ -3,7 +3,11 @@
 //! Constant data; drivers read it without a lock. The compiler checks every
 //! function against the pointer type of its entry.
 
-use wdk_standin::wdk_sys::{WDFFUNC, *};
+#[allow(
+    clippy::wildcard_imports,
+    reason = "one pointer type for each function"
+)]
+use wdk_standin::wdk_sys::*;
 
 use crate::{
     device, driver, file, lock, memory,
@@ -58,12 +62,13 @@ macro_rules! entries {
         $({
             let function: $type = Some($function);
             // SAFETY: both are pointers to a function or null; callers convert back.
-            $table[_WDFFUNCENUM::$index as usize] =
-                unsafe { core::mem::transmute::<$type, WDFFUNC>(function) };
+            let entry = unsafe { core::mem::transmute::<$type, WDFFUNC>(function) };
+            $table[_WDFFUNCENUM::$index as usize] = entry;
         })*
     };
 }
 
+#[allow(clippy::too_many_lines, reason = "one line for each function")]
 const fn build() -> [WDFFUNC; COUNT] {
     let unsupported = ten!(
         0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29

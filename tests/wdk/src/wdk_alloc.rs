@@ -1,6 +1,6 @@
 //! `wdk-alloc`: Rust's allocator on nonpaged pool.
 //!
-//! May be called at IRQL <= DISPATCH_LEVEL, as the pool it stands on.
+//! May be called at IRQL <= `DISPATCH_LEVEL`, as the pool it stands on.
 
 use core::alloc::{GlobalAlloc, Layout};
 

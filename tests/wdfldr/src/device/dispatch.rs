@@ -95,16 +95,15 @@ fn create(object: &Arc<Object>, device: &Device, irp: Irp) -> NTSTATUS {
 }
 
 fn cleanup(device: &Device, irp: Irp) -> NTSTATUS {
-    if let Some(file) = device.file(irp.file_object()) {
-        if let Some(callback) = device
+    if let Some(file) = device.file(irp.file_object())
+        && let Some(callback) = device
             .file_config()
             .and_then(|config| config.EvtFileCleanup)
-        {
-            let before = irql::current();
-            // SAFETY: the driver's callback with its own handle.
-            unsafe { callback(file.0 as WDFFILEOBJECT) };
-            check_irql(before, "EvtFileCleanup");
-        }
+    {
+        let before = irql::current();
+        // SAFETY: the driver's callback with its own handle.
+        unsafe { callback(file.0 as WDFFILEOBJECT) };
+        check_irql(before, "EvtFileCleanup");
     }
     for queue in device.queues() {
         queue::cancel_of_file(queue, irp.file_object());

@@ -4,7 +4,7 @@ use wdk_standin::wdk_sys::{
     _WDF_DEVICE_IO_TYPE as IoType, DO_BUFFERED_IO, DO_DIRECT_IO, NT_SUCCESS, NTSTATUS,
     PCUNICODE_STRING, PDEVICE_OBJECT, PFILE_OBJECT, PWDF_DRIVER_GLOBALS, PWDF_OBJECT_ATTRIBUTES,
     PWDFDEVICE_INIT, STATUS_INVALID_PARAMETER, STATUS_SUCCESS, WDFDEVICE, WDFFILEOBJECT, WDFQUEUE,
-    ntddk::{IoCreateDevice, IoCreateSymbolicLink, IoDeleteDevice},
+    ntddk::{IoCreateDevice, IoCreateSymbolicLink, IoDeleteDevice, IoRegisterShutdownNotification},
 };
 
 use super::{Device, init};
@@ -13,6 +13,9 @@ use crate::{
     nt::{irql, text::Text, violation},
     object::{self, Attributes, Kind, Parent},
 };
+
+/// The device extension holds the device's handle.
+const EXTENSION_BYTES: u32 = 8;
 
 pub(crate) unsafe extern "C" fn wdf_device_create(
     globals: PWDF_DRIVER_GLOBALS,
@@ -44,7 +47,7 @@ pub(crate) unsafe extern "C" fn wdf_device_create(
     let status = unsafe {
         IoCreateDevice(
             call.client().driver_object,
-            size_of::<u64>() as u32,
+            EXTENSION_BYTES,
             name,
             settings.device_type,
             settings.characteristics,
@@ -56,7 +59,13 @@ pub(crate) unsafe extern "C" fn wdf_device_create(
         violation::print(format_args!(
             "WdfDeviceCreate: IoCreateDevice gives {status:#x}"
         ));
+        // Still the driver's, to be freed by it.
+        call.write(device_init, init::give(&call, settings));
         return status;
+    }
+    if settings.shutdown.is_some() {
+        // SAFETY: our own device object.
+        let _ = unsafe { IoRegisterShutdownNotification(wdm) };
     }
     // SAFETY: just created, not yet opened by anybody.
     let object = unsafe { &mut *wdm };
@@ -130,7 +139,7 @@ pub(crate) unsafe extern "C" fn wdf_device_wdm_get_device_object(
     device: WDFDEVICE,
 ) -> PDEVICE_OBJECT {
     // SAFETY: a driver's call.
-    let call = unsafe { Call::enter("WdfDeviceWdmGetDeviceObject", u8::MAX, globals) };
+    let call = unsafe { Call::enter("WdfDeviceWdmGetDeviceObject", irql::DISPATCH, globals) };
     call.device(device).wdm
 }
 

@@ -20,6 +20,9 @@ use crate::{
     sddl::Descriptor,
 };
 
+/// WdfDeviceShutdown.
+const SHUTDOWN: UCHAR = 1;
+
 pub(crate) struct Settings {
     pub(crate) name: Option<Text>,
     pub(crate) descriptor: Descriptor,
@@ -36,7 +39,7 @@ pub(crate) struct Settings {
 
 /// The live settings behind a driver's pointer.
 #[allow(clippy::mut_from_ref)]
-fn settings<'a>(call: &'a Call, init: PWDFDEVICE_INIT) -> &'a mut Settings {
+fn settings(call: &Call, init: PWDFDEVICE_INIT) -> &mut Settings {
     let live = call.client().inits.lock().contains(&init.addr());
     call.require(
         live,
@@ -44,6 +47,13 @@ fn settings<'a>(call: &'a Call, init: PWDFDEVICE_INIT) -> &'a mut Settings {
     );
     // SAFETY: in the list, so not freed; the driver uses it in one thread.
     unsafe { &mut *init.cast::<Settings>() }
+}
+
+/// Gives settings into the driver's hands.
+pub(crate) fn give(call: &Call, settings: Box<Settings>) -> PWDFDEVICE_INIT {
+    let init: PWDFDEVICE_INIT = Box::into_raw(settings).cast();
+    call.client().inits.lock().push(init.addr());
+    init
 }
 
 /// Takes the settings out of the driver's hands.
@@ -97,9 +107,7 @@ pub(crate) unsafe extern "C" fn wdf_control_device_init_allocate(
         shutdown: None,
         in_caller_context: None,
     });
-    let init: PWDFDEVICE_INIT = Box::into_raw(settings).cast();
-    call.client().inits.lock().push(init.addr());
-    init
+    give(&call, settings)
 }
 
 pub(crate) unsafe extern "C" fn wdf_device_init_free(
@@ -126,8 +134,8 @@ pub(crate) unsafe extern "C" fn wdf_control_device_init_set_shutdown_notificatio
         )
     };
     call.require(
-        flags != 0 && flags & !3 == 0,
-        format_args!("Flags {flags:#x} are invalid"),
+        flags == SHUTDOWN,
+        format_args!("Flags {flags:#x}: only WdfDeviceShutdown is supported"),
     );
     call.require(notification.is_some(), format_args!("Notification is null"));
     settings(&call, init).shutdown = notification;

@@ -9,10 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use wdk_standin::wdk_sys::{
     DO_DEVICE_INITIALIZING, PDEVICE_OBJECT, PFILE_OBJECT, WDF_FILEOBJECT_CONFIG,
-    ntddk::{
-        IoDeleteDevice, IoDeleteSymbolicLink, IoRegisterShutdownNotification,
-        IoUnregisterShutdownNotification,
-    },
+    ntddk::{IoDeleteDevice, IoDeleteSymbolicLink, IoUnregisterShutdownNotification},
 };
 
 pub(crate) use dispatch::dispatch;
@@ -59,10 +56,6 @@ impl Device {
     }
 
     fn finish(&self) {
-        if self.settings.shutdown.is_some() {
-            // SAFETY: our own device object.
-            let _ = unsafe { IoRegisterShutdownNotification(self.wdm) };
-        }
         // SAFETY: our own device object; nobody else changes its flags now.
         let device = unsafe { &mut *self.wdm };
         device.Flags &= !DO_DEVICE_INITIALIZING;
@@ -145,13 +138,14 @@ impl Device {
 
     /// The links and the device object go.
     pub(crate) fn retire(&self) {
-        for link in self.links.lock().drain(..).rev() {
+        let links = core::mem::take(&mut *self.links.lock());
+        for link in links.iter().rev() {
             let mut name = link.as_unicode();
             // SAFETY: the name lives across the call.
             let _ = unsafe { IoDeleteSymbolicLink(&raw mut name) };
         }
         if self.settings.shutdown.is_some() {
-            // SAFETY: our own device object; harmless if not registered.
+            // SAFETY: our own device object, registered when it was made.
             unsafe { IoUnregisterShutdownNotification(self.wdm) };
         }
         // SAFETY: our own device object; nothing uses it any more.

@@ -77,7 +77,12 @@ impl Attributes {
             ),
             format_args!("this framework serialises no callbacks: use WdfSynchronizationScopeNone"),
         );
-        if !given.ContextTypeInfo.is_null() {
+        if given.ContextTypeInfo.is_null() {
+            call.require(
+                given.ContextSizeOverride == 0,
+                format_args!("ContextSizeOverride without ContextTypeInfo"),
+            );
+        } else {
             let info = type_info(call, given.ContextTypeInfo);
             if info.ContextName.is_null() {
                 return Err(STATUS_OBJECT_NAME_INVALID);
@@ -85,11 +90,6 @@ impl Attributes {
             call.require(
                 given.ContextSizeOverride == 0 || given.ContextSizeOverride >= info.ContextSize,
                 format_args!("ContextSizeOverride is smaller than the context type"),
-            );
-        } else {
-            call.require(
-                given.ContextSizeOverride == 0,
-                format_args!("ContextSizeOverride without ContextTypeInfo"),
             );
         }
         Ok(Self { given: Some(given) })
@@ -107,8 +107,8 @@ impl Attributes {
         match (rule, given) {
             (Parent::Fixed(_), Some(_)) => Err(STATUS_WDF_PARENT_ASSIGNMENT_NOT_ALLOWED),
             (Parent::Fixed(parent), None) => Ok(parent),
-            (Parent::Default(_) | Parent::Required, Some(parent)) => Ok(Some(parent)),
-            (Parent::Default(parent), None) => Ok(Some(parent)),
+            (Parent::Default(_) | Parent::Required, Some(parent))
+            | (Parent::Default(parent), None) => Ok(Some(parent)),
             (Parent::Required, None) => Err(STATUS_WDF_PARENT_NOT_SPECIFIED),
         }
     }
@@ -174,5 +174,5 @@ fn unique_type(given: &WDF_OBJECT_ATTRIBUTES) -> (PCWDF_OBJECT_CONTEXT_TYPE_INFO
     } else {
         given.ContextSizeOverride
     };
-    (unique, bytes as usize)
+    (unique, bytes)
 }

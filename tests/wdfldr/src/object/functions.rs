@@ -26,7 +26,7 @@ pub(crate) unsafe extern "C" fn wdf_object_get_typed_context_worker(
     type_info: PCWDF_OBJECT_CONTEXT_TYPE_INFO,
 ) -> PVOID {
     // SAFETY: a driver's call.
-    let call = unsafe { Call::enter("WdfObjectGetTypedContextWorker", u8::MAX, globals) };
+    let call = unsafe { Call::enter("WdfObjectGetTypedContextWorker", irql::DISPATCH, globals) };
     let object = call.object(object);
     call.require(!type_info.is_null(), format_args!("TypeInfo is null"));
     object.context(type_info).unwrap_or(core::ptr::null_mut())
@@ -72,7 +72,7 @@ pub(crate) unsafe extern "C" fn wdf_object_context_get_object(
     context: PVOID,
 ) -> WDFOBJECT {
     // SAFETY: a driver's call.
-    let call = unsafe { Call::enter("WdfObjectContextGetObject", u8::MAX, globals) };
+    let call = unsafe { Call::enter("WdfObjectContextGetObject", irql::DISPATCH, globals) };
     call.require(!context.is_null(), format_args!("ContextPointer is null"));
     // SAFETY: the driver's promise; a wrong pointer gives no live handle below.
     let handle = unsafe { Context::owner(context) };

@@ -189,10 +189,8 @@ pub(crate) fn create(
         contexts: SpinLock::new(Vec::new()),
         passive: attributes.passive().unwrap_or(inherited),
     });
-    let handle = match STORE.lock().insert(parent, object.clone()) {
-        Ok(handle) => handle,
-        Err(_) => return Err(STATUS_DELETE_PENDING),
-    };
+    let inserted = STORE.lock().insert(parent, object.clone());
+    let handle = inserted.map_err(|_| STATUS_DELETE_PENDING)?;
     object.handle.store(handle.0, Ordering::Release);
     for context in attributes.contexts(handle) {
         object.add_context(context);

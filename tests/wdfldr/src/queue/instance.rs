@@ -162,7 +162,8 @@ fn insert(object: &Arc<Object>, request: &Arc<Object>) -> Result<(), Refused> {
 
 fn notify_ready(object: &Arc<Object>) {
     let queue = of(object);
-    if let Some((Some(callback), context)) = *queue.ready.lock() {
+    let notification = *queue.ready.lock();
+    if let Some((Some(callback), context)) = notification {
         call_state(object, callback, context, "EvtIoQueueState");
     }
 }
@@ -218,6 +219,7 @@ pub(crate) fn cancelled(object: &Arc<Object>, request: &Arc<Object>) {
         check_irql(before, "EvtIoCanceledOnQueue");
     } else {
         request::complete_by_framework(request, STATUS_CANCELLED);
+        queue.returned.set();
     }
 }
 
@@ -259,12 +261,33 @@ pub(crate) fn dispose(object: &Arc<Object>) {
     }
     let held = queue.state.lock().held();
     if held > 0 {
+        name_held(object);
         crate::nt::violation::raise(
             crate::nt::violation::Code::Leak,
             object.handle().0,
             u64::from(held),
             format_args!("a WDFQUEUE is deleted while the driver holds {held} of its requests"),
         );
+    }
+}
+
+/// Names the requests of a queue that the driver holds.
+fn name_held(object: &Arc<Object>) {
+    let requests: Vec<Arc<Object>> = STORE
+        .lock()
+        .iter()
+        .filter(|(_, other)| matches!(other.kind, Kind::Request(_)))
+        .map(|(_, other)| other.clone())
+        .collect();
+    for request in requests {
+        if request_of(&request).is_held_from(object.handle()) {
+            crate::nt::violation::print(format_args!(
+                "held by {}: WDFREQUEST {:#x} of WDFQUEUE {:#x}",
+                object.client.text_name(),
+                request.handle().0,
+                object.handle().0
+            ));
+        }
     }
 }
 

@@ -131,7 +131,7 @@ fn retrieve(
         Ok((_, size)) if size < minimum => STATUS_BUFFER_TOO_SMALL,
         Ok((address, size)) => {
             call.write(buffer, address);
-            call.write_optional(length, size as usize);
+            call.write_optional(length, size);
             STATUS_SUCCESS
         }
         Err(status) => status,
@@ -147,14 +147,7 @@ pub(crate) unsafe extern "C" fn wdf_request_retrieve_input_buffer(
 ) -> NTSTATUS {
     // SAFETY: a driver's call.
     let call = unsafe { Call::enter("WdfRequestRetrieveInputBuffer", irql::DISPATCH, globals) };
-    retrieve(
-        &call,
-        request,
-        Direction::Input,
-        minimum as usize,
-        buffer,
-        length,
-    )
+    retrieve(&call, request, Direction::Input, minimum, buffer, length)
 }
 
 pub(crate) unsafe extern "C" fn wdf_request_retrieve_output_buffer(
@@ -166,14 +159,7 @@ pub(crate) unsafe extern "C" fn wdf_request_retrieve_output_buffer(
 ) -> NTSTATUS {
     // SAFETY: a driver's call.
     let call = unsafe { Call::enter("WdfRequestRetrieveOutputBuffer", irql::DISPATCH, globals) };
-    retrieve(
-        &call,
-        request,
-        Direction::Output,
-        minimum as usize,
-        buffer,
-        length,
-    )
+    retrieve(&call, request, Direction::Output, minimum, buffer, length)
 }
 
 /// A memory object over the buffer; it belongs to the request.

@@ -77,6 +77,12 @@ impl Request {
         self.state.lock().queue
     }
 
+    /// Whether the driver holds it, out of that queue.
+    pub(crate) fn is_held_from(&self, queue: Handle) -> bool {
+        let state = self.state.lock();
+        state.owner == Owner::Driver && state.queue == Some(queue)
+    }
+
     pub(crate) fn was_presented(&self) -> bool {
         self.state.lock().presented
     }

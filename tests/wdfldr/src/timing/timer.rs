@@ -19,7 +19,7 @@ use crate::{
 
 pub(crate) struct Timer {
     config: WDF_TIMER_CONFIG,
-    timer: Pinned<KTIMER>,
+    kernel: Pinned<KTIMER>,
     dpc: Pinned<KDPC>,
     passive: Option<Passive>,
 }
@@ -28,7 +28,7 @@ impl Timer {
     /// The timer fires no more and its callback has returned.
     pub(crate) fn dispose(&self) {
         // SAFETY: initialised at creation.
-        unsafe { KeCancelTimer(self.timer.get()) };
+        unsafe { KeCancelTimer(self.kernel.get()) };
         self.settle();
     }
 
@@ -95,7 +95,7 @@ pub(crate) unsafe extern "C" fn wdf_timer_create(
         format_args!("EvtTimerFunc is null"),
     );
     call.require(
-        config.Period <= i32::MAX as u32,
+        LONG::try_from(config.Period).is_ok(),
         format_args!("Period is too long"),
     );
     call.require(
@@ -116,7 +116,7 @@ pub(crate) unsafe extern "C" fn wdf_timer_create(
         };
         let kind = Kind::Timer(Timer {
             config,
-            timer: Pinned::new(),
+            kernel: Pinned::new(),
             dpc: Pinned::new(),
             passive,
         });
@@ -129,7 +129,7 @@ pub(crate) unsafe extern "C" fn wdf_timer_create(
             passive.initialize();
         }
         // SAFETY: nonpaged, and it does not move any more.
-        unsafe { KeInitializeTimerEx(inner.timer.get(), _TIMER_TYPE::NotificationTimer) };
+        unsafe { KeInitializeTimerEx(inner.kernel.get(), _TIMER_TYPE::NotificationTimer) };
         // SAFETY: as above.
         unsafe { KeInitializeDpc(inner.dpc.get(), Some(expired), object.pointer()) };
     }
@@ -150,9 +150,9 @@ pub(crate) unsafe extern "C" fn wdf_timer_start(
     );
     let mut time = LARGE_INTEGER::default();
     time.QuadPart = due;
-    let period = timer.config.Period as LONG;
+    let period = timer.config.Period.cast_signed();
     // SAFETY: initialised at creation.
-    unsafe { KeSetTimerEx(timer.timer.get(), time, period, timer.dpc.get()) }
+    unsafe { KeSetTimerEx(timer.kernel.get(), time, period, timer.dpc.get()) }
 }
 
 pub(crate) unsafe extern "C" fn wdf_timer_stop(
@@ -169,7 +169,7 @@ pub(crate) unsafe extern "C" fn wdf_timer_stop(
     let call = unsafe { Call::enter("WdfTimerStop", highest, globals) };
     let timer = call.timer(timer);
     // SAFETY: initialised at creation.
-    let was_queued = unsafe { KeCancelTimer(timer.timer.get()) };
+    let was_queued = unsafe { KeCancelTimer(timer.kernel.get()) };
     if wait != 0 {
         timer.settle();
     }
