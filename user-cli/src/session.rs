@@ -104,7 +104,7 @@ impl Session {
         match (error(&reply), failed) {
             ((0, ..), None) => Ok(()),
             ((0, ..), Some(failed)) => Err(failed.into()),
-            ((error, core, detail), _) => Err(start_error(error, core, detail)),
+            ((raw, cpu, detail), _) => Err(start_error(raw, cpu, detail)),
         }
     }
 
