@@ -1,6 +1,7 @@
 //! The C run-time routines that ntoskrnl.exe exports: strings and `_snprintf`.
 //!
-//! Any IRQL with resident buffers. The memory primitives (`memcpy` and so on) are
+//! Any IRQL with resident buffers. Lengths are counted with volatile reads: the
+//! compiler must not turn the loop into a call of `strlen`, which is this one. The memory primitives (`memcpy` and so on) are
 //! the compiler's.
 
 use core::ffi::{c_char, c_int};
@@ -9,17 +10,14 @@ use crate::ob::argument::put;
 
 /// The bytes of a zero-terminated string, without the zero.
 pub(crate) fn bytes<'a>(string: *const u8, api: &str) -> &'a [u8] {
-    crate::ob::argument::check(string, api);
-    // SAFETY: checked to be a kernel address; the string's contract is to be
-    // readable up to its zero.
-    unsafe { core::ffi::CStr::from_ptr(string.cast()) }.to_bytes()
+    bounded(string, usize::MAX, api)
 }
 
 fn bounded<'a>(string: *const u8, limit: usize, api: &str) -> &'a [u8] {
     crate::ob::argument::check(string, api);
     let mut length = 0;
     // SAFETY: the string's contract: readable up to its zero or the limit.
-    while length < limit && unsafe { string.add(length).read() } != 0 {
+    while length < limit && unsafe { string.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }
     // SAFETY: as many bytes as were just read.
@@ -178,7 +176,7 @@ fn wide_bounded<'a>(string: *const u16, limit: usize, api: &str) -> &'a [u16] {
     crate::ob::argument::check(string, api);
     let mut length = 0;
     // SAFETY: the string's contract: readable up to its zero or the limit.
-    while length < limit && unsafe { string.add(length).read() } != 0 {
+    while length < limit && unsafe { string.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }
     // SAFETY: as many units as were just read.

@@ -51,7 +51,7 @@ pub(crate) fn wide<'a>(string: *const u16, api: &str) -> &'a [u16] {
     crate::ob::argument::check(string, api);
     let mut length = 0usize;
     // SAFETY: the string's contract: readable up to its zero.
-    while unsafe { string.add(length).read() } != 0 {
+    while unsafe { string.wrapping_add(length).read_volatile() } != 0 {
         length += 1;
     }
     // SAFETY: as many units as were just read.
