@@ -158,11 +158,7 @@ fn describe(init: &Init) -> Result<(), Status> {
     Ok(())
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the flag is 1"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the flag is 1")]
 const SHUTDOWN: u8 = _WDF_DEVICE_SHUTDOWN_FLAGS::WdfDeviceShutdown as u8;
 
 fn default_queue() -> WDF_IO_QUEUE_CONFIG {

@@ -66,7 +66,6 @@ pub unsafe extern "system" fn driver_entry(
 }
 
 fn enter(object: PDRIVER_OBJECT, registry_path: PCUNICODE_STRING) -> Result<(), Status> {
-    #[expect(clippy::cast_sign_loss, reason = "the flag is 1")]
     let mut config = WDF_DRIVER_CONFIG {
         Size: size_u32::<WDF_DRIVER_CONFIG>(),
         EvtDriverDeviceAdd: None,

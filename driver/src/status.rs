@@ -118,7 +118,7 @@ impl From<LaunchError> for Failure {
                 core: Some(core),
                 detail: match fail {
                     VmFail::Valid(number) => number.into(),
-                    _ => 0,
+                    VmFail::Invalid => 0,
                 },
             },
         }

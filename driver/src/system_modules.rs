@@ -13,7 +13,10 @@ use crate::wdk_crates::wdk_sys::{
     NT_SUCCESS, NTSTATUS, PULONG, PVOID, STATUS_INFO_LENGTH_MISMATCH, ULONG,
 };
 
-#[link(name = "ntoskrnl.exe", kind = "raw-dylib", modifiers = "+verbatim")]
+#[cfg_attr(
+    windows,
+    link(name = "ntoskrnl.exe", kind = "raw-dylib", modifiers = "+verbatim")
+)]
 unsafe extern "C" {
     fn ZwQuerySystemInformation(
         class: ULONG,

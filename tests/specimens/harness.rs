@@ -34,7 +34,6 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) const KERNEL_MODE: i8 = _MODE::KernelMode as i8;
 
 /// For mappings that may fail when system address space is scarce.
-#[expect(clippy::cast_sign_loss, reason = "16")]
 pub(crate) const NORMAL_PRIORITY: ULONG = _MM_PAGE_PRIORITY::NormalPagePriority as ULONG;
 
 /// Component and level of [`DbgPrintEx`]: other drivers, always shown.

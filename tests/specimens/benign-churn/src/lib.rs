@@ -175,9 +175,9 @@ fn pages() {
     if !mapped.is_null() {
         for page in 0..MDL_PAGES {
             // SAFETY: within the mapping.
-            let word = unsafe { mapped.cast::<u8>().add(page * PAGE) };
+            let word = unsafe { mapped.cast::<u64>().add(page * PAGE / 8) };
             // SAFETY: mapped, writable, aligned.
-            unsafe { word.cast::<u64>().write_volatile(page as u64) };
+            unsafe { word.write_volatile(page as u64) };
         }
         // SAFETY: mapped above.
         unsafe { MmUnmapLockedPages(mapped, mdl) };

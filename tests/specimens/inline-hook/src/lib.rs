@@ -14,6 +14,7 @@ mod harness;
 mod instr;
 
 use core::cell::UnsafeCell;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use harness::{KERNEL_MODE, NORMAL_PRIORITY};
 use wdk_standin::wdk_sys::{
@@ -32,8 +33,13 @@ const ANSWER: u32 = 0x0BAD_F00D;
 
 type Target = unsafe extern "C" fn(PLARGE_INTEGER, PULONG) -> BOOLEAN;
 
-/// `mov rax, imm64; jmp rax`
-const JUMP_BYTES: usize = 12;
+/// The bytes that a jump to anywhere takes, as the two stores that place them:
+/// eight bytes, then four.
+#[derive(Clone, Copy)]
+struct Patch {
+    first: u64,
+    second: u32,
+}
 
 /// A second, writable mapping of some bytes of code.
 struct Mapping {
@@ -43,7 +49,7 @@ struct Mapping {
 
 struct Hook {
     mapping: Mapping,
-    old: [u8; JUMP_BYTES],
+    old: Patch,
 }
 
 struct Cell(UnsafeCell<Option<Hook>>);
@@ -65,12 +71,13 @@ pub unsafe extern "system" fn driver_entry(
     let Some(target) = target() else {
         return STATUS_NOT_FOUND;
     };
-    let Some(mapping) = Mapping::of(target as u64) else {
+    let address = target as usize as u64;
+    let Some(mapping) = Mapping::of(address) else {
         return STATUS_INSUFFICIENT_RESOURCES;
     };
-    harness::announce(c"inline-hook", target as u64);
+    harness::announce(c"inline-hook", address);
     let old = mapping.read();
-    mapping.write(&jump_to(detour as *const () as u64));
+    mapping.write(jump_to(detour as *const () as u64));
     harness::report(
         c"inline-hook",
         c"hooked function answers",
@@ -85,7 +92,7 @@ unsafe extern "C" fn unload(_driver: PDRIVER_OBJECT) {
     // SAFETY: only entry and unload touch the cell.
     let hook = unsafe { (*HOOK.0.get()).take() };
     if let Some(hook) = hook {
-        hook.mapping.write(&hook.old);
+        hook.mapping.write(hook.old);
         if let Some(target) = target() {
             harness::report(
                 c"inline-hook",
@@ -129,9 +136,13 @@ fn call(target: Target) -> u32 {
     seconds
 }
 
-fn jump_to(address: u64) -> [u8; JUMP_BYTES] {
-    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
-    [0x48, 0xB8, a, b, c, d, e, f, g, h, 0xFF, 0xE0]
+/// `mov rax, address; jmp rax`
+fn jump_to(address: u64) -> Patch {
+    let high = (address >> 48) as u32;
+    Patch {
+        first: 0xB848 | address << 16,
+        second: 0xE0FF << 16 | high,
+    }
 }
 
 impl Mapping {
@@ -163,24 +174,29 @@ impl Mapping {
         (!mapping.at.is_null()).then_some(mapping)
     }
 
-    fn read(&self) -> [u8; JUMP_BYTES] {
-        // SAFETY: mapped, and that long.
-        unsafe { self.at.cast::<[u8; JUMP_BYTES]>().read_unaligned() }
+    /// The last four bytes.
+    fn rest(&self) -> *mut u32 {
+        // SAFETY: within the mapping of twelve bytes.
+        unsafe { self.at.add(8) }.cast()
     }
 
-    /// Two stores: eight bytes, then four.
-    fn write(&self, bytes: &[u8; JUMP_BYTES]) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
-        let first = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-        let second = u32::from_le_bytes([i, j, k, l]);
+    fn read(&self) -> Patch {
+        // SAFETY: mapped, and that long.
+        let first = unsafe { self.at.cast::<u64>().read_unaligned() };
+        // SAFETY: as above.
+        let second = unsafe { self.rest().read_unaligned() };
+        Patch { first, second }
+    }
+
+    fn write(&self, patch: Patch) {
         // SAFETY: mapped and writable.
-        unsafe { self.at.cast::<u64>().write_unaligned(first) };
-        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        // SAFETY: within the mapping.
-        let rest = unsafe { self.at.add(8) };
+        unsafe { self.at.cast::<u64>().write_unaligned(patch.first) };
+        // The compiler must neither merge the stores nor move the calls before
+        // and after them.
+        compiler_fence(Ordering::SeqCst);
         // SAFETY: mapped and writable.
-        unsafe { rest.cast::<u32>().write_unaligned(second) };
-        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
+        unsafe { self.rest().write_unaligned(patch.second) };
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
