@@ -10,6 +10,7 @@ pub mod affinity;
 pub mod bugcheck;
 pub mod call;
 pub mod callbacks;
+pub mod device_queue;
 pub mod dispatcher;
 pub mod dpc;
 pub mod event;
