@@ -449,3 +449,36 @@ debug_register!(read_dr1, "dr1");
 debug_register!(read_dr2, "dr2");
 debug_register!(read_dr3, "dr3");
 debug_register!(read_dr6, "dr6");
+
+/// Puts a pattern into the non-volatile XMM registers, spins, and tells whether it is
+/// still there: for the test of context switches.
+#[cfg(feature = "core-only")]
+pub fn xmm_pattern_survives(pattern: u64, turns: u64) -> bool {
+    let left: u64;
+    // SAFETY: changes only registers that it names.
+    unsafe {
+        asm!(
+            "movq xmm6, {pattern}",
+            "movq xmm15, {pattern}",
+            "movq xmm0, {pattern}",
+            "2:",
+            "dec {turns}",
+            "jnz 2b",
+            "movq {turns}, xmm6",
+            "xor {turns}, {pattern}",
+            "movq {other}, xmm15",
+            "xor {other}, {pattern}",
+            "or {turns}, {other}",
+            "movq {other}, xmm0",
+            "xor {other}, {pattern}",
+            "or {turns}, {other}",
+            pattern = in(reg) pattern,
+            turns = inout(reg) turns => left,
+            other = out(reg) _,
+            out("xmm0") _,
+            out("xmm6") _,
+            out("xmm15") _,
+        );
+    }
+    left == 0
+}

@@ -240,3 +240,27 @@ fn free_tables(table: u64, level: u32) {
     }
     physical::free(table);
 }
+
+/// Tells each leaf of the kernel half: address and entry.
+pub fn each_kernel_leaf(f: &mut dyn FnMut(usize, u64)) {
+    walk(system_root(), 3, 0, f);
+}
+
+fn walk(table: u64, level: u32, base: usize, f: &mut dyn FnMut(usize, u64)) {
+    let from = if level == 3 { 256 } else { 0 };
+    for number in from..512 {
+        let entry = slot(table, number).load(Ordering::Acquire);
+        if entry & PRESENT == 0 {
+            continue;
+        }
+        let mut address = base | number << (12 + 9 * level);
+        if level == 3 {
+            address |= 0xFFFF << 48;
+        }
+        if level == 0 || entry & LARGE != 0 {
+            f(address, entry);
+        } else {
+            walk(entry & FRAME, level - 1, address, f);
+        }
+    }
+}
