@@ -1,6 +1,5 @@
 //! What there is in the machine, as JSON.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -58,27 +57,39 @@ pub(super) fn modules() -> String {
     format!("{{\"modules\":[{}]}}", modules.join(","))
 }
 
+/// Blocks of one pool tag.
+#[derive(Clone, Copy, Default)]
+struct Tag {
+    tag: u32,
+    blocks: u64,
+    bytes: u64,
+}
+
 /// Pool by tag, and free pages.
 pub(super) fn memory() -> String {
-    let mut tags: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-    let owners = ldr::modules()
-        .into_iter()
-        .map(|module| module.number)
-        .chain([ldr::NOBODY]);
+    // The accounts are read under their lock, where nothing can be allocated.
+    let mut tags = [Tag::default(); 256];
+    let owners = ldr::modules().into_iter().map(|module| module.number).chain([ldr::NOBODY]);
     for owner in owners {
         mm::pool::outstanding(owner, &mut |block| {
-            let entry = tags.entry(block.tag).or_default();
-            entry.0 += 1;
-            entry.1 += block.bytes as u64;
+            let slot = tags.iter_mut().find(|slot| slot.tag == block.tag || slot.blocks == 0);
+            if let Some(slot) = slot {
+                slot.tag = block.tag;
+                slot.blocks += 1;
+                slot.bytes += block.bytes as u64;
+            }
         });
     }
     let tags: Vec<String> = tags
         .iter()
-        .map(|(tag, (blocks, bytes))| {
-            let name = String::from_utf8_lossy(&tag.to_le_bytes()).into_owned();
+        .filter(|slot| slot.blocks != 0)
+        .map(|slot| {
+            let name = String::from_utf8_lossy(&slot.tag.to_le_bytes()).into_owned();
             format!(
-                "{{\"tag\":{},\"blocks\":{blocks},\"bytes\":{bytes}}}",
-                text(&name)
+                "{{\"tag\":{},\"blocks\":{},\"bytes\":{}}}",
+                text(&name),
+                slot.blocks,
+                slot.bytes
             )
         })
         .collect();
