@@ -128,6 +128,7 @@ pub(crate) unsafe extern "C" fn version_unbind(
     crate::driver::tear_down(&client);
     refuse_leaks(&client);
     client::remove(&client);
+    STORE.lock().trim();
     // SAFETY: the caller's structure and variable of the binding.
     if let Some(info) = unsafe { bind.as_mut() } {
         info.Module = core::ptr::null_mut();

@@ -123,5 +123,9 @@ pub(crate) fn of_driver_object(driver_object: PDRIVER_OBJECT) -> Option<Arc<Clie
 }
 
 pub(crate) fn remove(client: &Arc<Client>) {
-    CLIENTS.lock().retain(|other| !Arc::ptr_eq(other, client));
+    let mut clients = CLIENTS.lock();
+    clients.retain(|other| !Arc::ptr_eq(other, client));
+    if clients.is_empty() {
+        *clients = Vec::new();
+    }
 }

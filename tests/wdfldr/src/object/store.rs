@@ -199,6 +199,14 @@ impl<T> Store<T> {
         order.push(handle);
     }
 
+    /// Gives the memory back when there is no object: the framework's image is
+    /// unloaded with its last driver.
+    pub(crate) fn trim(&mut self) {
+        if self.slots.iter().all(|slot| slot.node.is_none()) {
+            *self = Self::new();
+        }
+    }
+
     /// Every live object.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Handle, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
