@@ -482,3 +482,41 @@ pub fn xmm_pattern_survives(pattern: u64, turns: u64) -> bool {
     }
     left == 0
 }
+
+/// `RDMSR` of a register that may not exist: the value, or `None` after #GP.
+pub fn rdmsr_probe(register: u32) -> Option<u64> {
+    let mut value = 0;
+    // SAFETY: stores into `value`; the trap handler turns a fault into a result.
+    let found = unsafe { KiProbeMsr(register, &raw mut value) };
+    (found != 0).then_some(value)
+}
+
+/// Address of the instruction in [`rdmsr_probe`] that may fault.
+pub(crate) fn probe_read() -> u64 {
+    (KiProbeMsr as *const () as u64) + PROBE_READ
+}
+
+/// Where it goes on after the fault.
+pub(crate) fn probe_fault() -> u64 {
+    (KiProbeMsr as *const () as u64) + PROBE_FAULT
+}
+
+const PROBE_READ: u64 = 8;
+const PROBE_FAULT: u64 = 32;
+
+#[unsafe(naked)]
+unsafe extern "C" fn KiProbeMsr(register: u32, value: *mut u64) -> u32 {
+    core::arch::naked_asm!(
+        "mov r8, rdx",
+        ".balign 8",
+        "rdmsr",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "mov [r8], rax",
+        "mov eax, 1",
+        "ret",
+        ".balign 32",
+        "xor eax, eax",
+        "ret",
+    )
+}

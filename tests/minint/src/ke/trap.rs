@@ -79,6 +79,10 @@ fn exception(frame: &mut TrapFrame, vector: u8) {
         ps::user::exception(frame, vector, address);
         return;
     }
+    if vector == 13 && frame.rip == instr::probe_read() {
+        frame.rip = instr::probe_fault();
+        return;
+    }
     fatal(frame, vector, address);
 }
 

@@ -160,7 +160,6 @@ fn registers(put: &mut dyn FnMut(&'static str, u64)) {
         ("sysenter_esp", 0x175),
         ("sysenter_eip", 0x176),
         ("pat", 0x277),
-        ("debugctl", 0x1D9),
         ("apic_base", 0x1B),
     ] {
         put(name, msr(register));
@@ -169,8 +168,13 @@ fn registers(put: &mut dyn FnMut(&'static str, u64)) {
         put("tsc_aux", msr(0xC000_0103));
     }
     if is_intel() {
-        put("misc_enable", msr(0x1A0));
         put("feature_control", msr(0x3A));
+        // No CPUID bit announces these two, and not every emulator has them.
+        for (name, register) in [("misc_enable", 0x1A0), ("debugctl", 0x1D9)] {
+            if let Some(value) = instr::rdmsr_probe(register) {
+                put(name, value);
+            }
+        }
     } else if instr::cpuid(0x8000_0001, 0)[2] >> 2 & 1 != 0 {
         put("vm_cr", msr(0xC001_0114));
         put("vm_hsave_pa", msr(0xC001_0117));
