@@ -41,8 +41,9 @@ macro_rules! call {
 
 type Part = (&'static str, fn());
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 16] = [
     ("tables", tables),
+    ("firmware", firmware_state),
     ("pool", pool_blocks),
     ("contiguous", contiguous_memory),
     ("views", views),
@@ -56,6 +57,7 @@ const PARTS: [Part; 14] = [
     ("extended state", extended_state),
     ("nmi", nmis),
     ("ring 3", ring3),
+    ("restart", restarts),
 ];
 
 /// Runs all parts, or those that `part=` names, and ends the machine.
@@ -150,6 +152,45 @@ fn tables() {
         }
     });
     check!(pages > 100);
+}
+
+/// MTRRs, PAT and FEATURE_CONTROL are the same on all processors and what was asked for.
+fn firmware_state() {
+    let [_, _, features, _] = instr::cpuid(1, 0);
+    // SAFETY: PAT and MTRRs exist on every processor that the lab offers.
+    let read = |register| unsafe { instr::rdmsr(register) };
+    let sum = || {
+        let variable = read(0xFE) & 0xFF;
+        (0..2 * variable as u32).map(|number| read(0x200 + number)).chain([read(0x277), read(0x2FF), read(0x250)]).fold(
+            0u64,
+            |sum, value| sum.rotate_left(7) ^ value,
+        )
+    };
+    let expected = sum();
+    check!(read(0x277) == 0x0007_0106_0007_0106);
+    check!(read(0x2FF) & 0x800 != 0);
+    let wanted = match boot::option("feature_control") {
+        Some("locked-off") => [1, 1],
+        Some("unlocked") => [4, 4],
+        Some("zero") => [0, 0],
+        Some("bsp-only") => [5, 0],
+        _ => [5, 5],
+    };
+    on_all(&|number| {
+        check!(sum() == expected);
+        if features >> 5 & 1 == 1 {
+            check!(read(0x3A) & 5 == wanted[usize::from(number > 0)]);
+        }
+        check!(instr::read_cr0() == 0x8005_0033);
+    });
+    // What drivers read at the fixed address runs.
+    let time = || {
+        // SAFETY: the page is mapped for good.
+        unsafe { (0xFFFF_F780_0000_0008 as *const u64).read_volatile() }
+    };
+    let from = time();
+    wait::sleep(30_000);
+    check!(time() > from);
 }
 
 fn pool_blocks() {
@@ -641,6 +682,33 @@ fn nmis() {
     }
     check!(nmi::unclaimed() == unclaimed);
     check!(call!(nmi::KeDeregisterNmiCallback(handle)) == 0);
+}
+
+/// A processor is started anew under a thread that does not mind, and works again.
+fn restarts() {
+    extern "C" fn sacrifice(number: usize) {
+        call!(affinity::KeSetSystemAffinityThreadEx(1 << number));
+        SEEN.store(1, Ordering::Release);
+        instr::halt()
+    }
+    let last = ke::cpu_count() - 1;
+    if last == 0 {
+        return;
+    }
+    for _ in 0..3 {
+        SEEN.store(0, Ordering::Release);
+        let thread = thread::create(ps::process::system(), sacrifice, last as usize).expect("memory");
+        thread::start(thread);
+        while SEEN.load(Ordering::Acquire) == 0 {
+            wait::sleep(10_000);
+        }
+        call!(affinity::KeSetSystemAffinityThreadEx(1));
+        clock::stall(20);
+        check!(crate::hal::processors::restart(last));
+        call!(affinity::KeRevertToUserAffinityThread());
+        on_all(&|_| clock::stall(10));
+        check!(call!(ipi::KeIpiGenericCall(count_call, 1)) == 2);
+    }
 }
 
 fn ring3() {

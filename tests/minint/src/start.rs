@@ -52,6 +52,7 @@ pub(crate) unsafe extern "C" fn KiSystemStartup(block: *mut BootBlock) -> ! {
     thread::prepare(0, top - bytes, bytes);
     thread::become_idle(0);
     processors::start_all();
+    crate::ke::shared_data::initialize();
     log!(
         "{} processors, TSC {} MHz",
         crate::ke::cpu_count(),

@@ -45,6 +45,7 @@ const MASKED: u32 = 1 << 16;
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 
 /// Maps the register page; once, on the bootstrap processor.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn map() {
     // SAFETY: every x86-64 processor with an APIC has this register.
     let base = unsafe { instr::rdmsr(IA32_APIC_BASE) } & paging::FRAME;

@@ -18,6 +18,7 @@ static SYSTEM_START: AtomicU64 = AtomicU64::new(0);
 static TICK: AtomicU64 = AtomicU64::new(1_000_000);
 
 /// Measures; once, on the bootstrap processor.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     let units = 100_000;
     let ticks = apic::measure_tsc(units);
@@ -78,9 +79,12 @@ pub(crate) fn interrupt() {
     let this = cpu::current();
     this.ticks.fetch_add(1, Ordering::Relaxed);
     let mut dispatch = false;
-    if this.number.load(Ordering::Relaxed) == 0 && ke::timer::next_due() <= interrupt_time() {
-        this.timer_due.store(true, Ordering::Release);
-        dispatch = true;
+    if this.number.load(Ordering::Relaxed) == 0 {
+        ke::shared_data::update();
+        if ke::timer::next_due() <= interrupt_time() {
+            this.timer_due.store(true, Ordering::Release);
+            dispatch = true;
+        }
     }
     if this.quantum.fetch_sub(1, Ordering::Relaxed) == 1 {
         this.quantum_end.store(true, Ordering::Release);

@@ -27,6 +27,7 @@ pub(crate) fn high_memory_bytes() -> u64 {
 
 /// Seconds since 1601-01-01 by the real-time clock, taken as UTC; a clock that
 /// gives no valid date yields 2026-01-01.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn seconds_since_1601() -> u64 {
     let binary = read(0x0B) & 4 != 0;
     let number = |register| {

@@ -19,6 +19,7 @@ static ACCESS: IrqLock<()> = IrqLock::new(());
 static ROUTINES: [AtomicUsize; 16] = [const { AtomicUsize::new(0) }; 16];
 
 /// Maps the registers and masks everything; once, on the bootstrap processor.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     // SAFETY: masks all lines of the two 8259s, which nothing uses.
     unsafe { instr::outb(0x21, 0xFF) };

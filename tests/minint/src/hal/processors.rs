@@ -26,6 +26,7 @@ fn write(offset: u64, value: u64) {
 }
 
 /// Starts the others and waits until each is up.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn start_all() {
     let code = entry::startup_code();
     assert!(code.len() as u64 <= BLOCK);
@@ -68,16 +69,56 @@ fn start(number: u32) -> bool {
     false
 }
 
-/// First instructions of the kernel on an application processor.
-extern "C" fn start_here(number: u32) -> ! {
+/// Starts a running application processor anew by INIT and startup IPIs, as firmware
+/// or a crash kernel does: the drill for a hypervisor's handling of both. Whatever ran
+/// on the processor is lost; the caller has put a thread there that may be. Returns
+/// whether the processor came back. PASSIVE_LEVEL, on another processor.
+pub fn restart(number: u32) -> bool {
+    assert!(number != 0 && number != crate::ke::current_cpu() && number < count());
+    let this = cpu::of(number as usize);
+    let code = entry::startup_code();
+    let page = physical::direct(physical::TRAMPOLINE);
+    // SAFETY: as in `write`.
+    unsafe { core::ptr::copy_nonoverlapping(code.as_ptr(), page, code.len()) };
+    write(0, paging::startup_root());
+    write(8, crate::ke::thread::idle_stack_top(number) as u64);
+    write(16, start_again as *const () as u64);
+    write(24, u64::from(number));
+    let id = this.apic_id.load(Ordering::Acquire);
+    this.online.store(false, Ordering::Release);
+    apic::send_init(id);
+    clock::stall(50);
+    apic::send_startup(id, (physical::TRAMPOLINE >> 12) as u8);
+    for _ in 0..1000 {
+        if this.online.load(Ordering::Acquire) {
+            break;
+        }
+        clock::stall(20);
+    }
+    physical::fill(physical::TRAMPOLINE, 0);
+    this.online.load(Ordering::Acquire)
+}
+
+/// First instructions of the kernel on a processor that was started anew.
+extern "C" fn start_again(number: u32) -> ! {
+    arrive(number);
+    crate::ke::dispatcher::restarted(number);
+    crate::ke::thread::become_idle(number);
+    crate::ke::thread::idle_loop()
+}
+
+fn arrive(number: u32) {
     // SAFETY: the system's tables map the kernel, this stack and the window like the start-up tables.
     unsafe { instr::write_cr3(paging::system_root()) };
     cpu::initialize(number);
     firmware::initialize(false);
     let id = apic::initialize(false);
-    cpu::of(number as usize)
-        .apic_id
-        .store(id, Ordering::Release);
+    cpu::of(number as usize).apic_id.store(id, Ordering::Release);
+}
+
+/// First instructions of the kernel on an application processor.
+extern "C" fn start_here(number: u32) -> ! {
+    arrive(number);
     crate::ke::thread::become_idle(number);
     STARTED.store(number + 1, Ordering::Release);
     crate::ke::thread::idle_loop()

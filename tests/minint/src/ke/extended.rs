@@ -20,6 +20,7 @@ static MASK: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Reads what the processor offers; once, on the bootstrap processor.
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     let (mask, bytes) = cpu::extended_state();
     MASK.store(mask, Ordering::Release);

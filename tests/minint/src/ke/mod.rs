@@ -23,6 +23,7 @@ pub mod nmi;
 pub mod resource;
 pub mod rundown;
 pub mod semaphore;
+pub mod shared_data;
 pub mod spinlock;
 pub mod spinlock_exports;
 pub mod thread;

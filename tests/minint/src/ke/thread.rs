@@ -116,6 +116,8 @@ const _: () = assert!(offset_of!(Thread, header) == 0);
 static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
 static IDLE: [AtomicUsize; MAX_CPUS] = [const { AtomicUsize::new(0) }; MAX_CPUS];
 static REAP: SpinLock<ReapList> = SpinLock::new(ReapList(ptr::null()));
+/// Ended threads whose objects drivers still hold.
+static HELD: SpinLock<ReapList> = SpinLock::new(ReapList(ptr::null()));
 static REAP_EVENT: Event = Event::new();
 
 struct ReapList(*const Thread);
@@ -337,6 +339,15 @@ pub fn dereference(thread: &'static Thread) {
     if thread.references.fetch_sub(1, Ordering::AcqRel) != 1 {
         return;
     }
+    #[cfg(not(feature = "core-only"))]
+    if crate::ob::forget(ptr::from_ref(thread) as usize) {
+        // A driver still holds the object: the reaper asks again later.
+        thread.references.store(1, Ordering::Release);
+        let mut held = HELD.lock();
+        thread.reap_link.set(held.0);
+        held.0 = thread;
+        return;
+    }
     let context = thread.context.get();
     // SAFETY: nobody holds the thread any more.
     let extended = unsafe { (*context).extended };
@@ -349,6 +360,14 @@ pub fn dereference(thread: &'static Thread) {
 pub(crate) extern "C" fn reaper(_: usize) {
     loop {
         REAP_EVENT.wait();
+        crate::ps::process::retry_held();
+        let mut held = core::mem::replace(&mut HELD.lock().0, ptr::null());
+        while !held.is_null() {
+            // SAFETY: whoever put the thread there left it one reference.
+            let thread: &'static Thread = unsafe { &*held };
+            held = thread.reap_link.get();
+            dereference(thread);
+        }
         let mut list = core::mem::replace(&mut REAP.lock().0, ptr::null());
         while !list.is_null() {
             // SAFETY: an ended thread keeps the reference to itself until here.
@@ -382,6 +401,11 @@ pub(crate) fn idle_stack(number: u32) -> usize {
     let base = map_stack(STACK_BYTES).expect("memory for a stack");
     prepare(number, base, STACK_BYTES);
     base + STACK_BYTES
+}
+
+/// End of the stack of processor `number`'s idle thread.
+pub(crate) fn idle_stack_top(number: u32) -> usize {
+    idle(number).stack_top.get()
 }
 
 /// Undoes [`idle_stack`] for a processor that did not answer.

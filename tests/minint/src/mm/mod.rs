@@ -7,6 +7,7 @@
 //! | `FFFFAA00_00000000` | all RAM, read-write, not executable (the kernel's own window) |
 //! | `FFFFBD80_00000000` | nonpaged pool |
 //! | `FFFFD000_00000000` | system PTEs: stacks, MDL mappings, device memory |
+//! | `FFFFF780_00000000` | `KUSER_SHARED_DATA`, read-only |
 //! | `FFFFF805_40000000` | `ntoskrnl.exe` |
 //! | `FFFFF805_50000000` | driver images |
 //!
@@ -36,15 +37,18 @@ pub const DIRECT_MAP: usize = 0xFFFF_AA00_0000_0000;
 /// Nonpaged pool.
 pub const POOL_BASE: usize = 0xFFFF_BD80_0000_0000;
 /// Bytes of address space for the pool.
-pub const POOL_SPACE: usize = 16 << 30;
+pub const POOL_SPACE: usize = 8 << 30;
 /// System PTEs.
 pub const SYSTEM_BASE: usize = 0xFFFF_D000_0000_0000;
 /// Bytes of address space for system PTEs.
-pub const SYSTEM_SPACE: usize = 16 << 30;
+pub const SYSTEM_SPACE: usize = 4 << 30;
 /// Driver images.
 pub const IMAGE_BASE: usize = 0xFFFF_F805_5000_0000;
 /// Bytes of address space for driver images.
 pub const IMAGE_SPACE: usize = 1 << 30;
+
+/// `KUSER_SHARED_DATA`.
+pub const SHARED_DATA: usize = 0xFFFF_F780_0000_0000;
 
 /// Start of the kernel half.
 pub const KERNEL_HALF: usize = 0xFFFF_8000_0000_0000;

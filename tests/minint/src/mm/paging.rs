@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::physical::{self, direct};
-use super::{DIRECT_MAP, IMAGE_BASE, KERNEL_HALF, PAGE_SIZE, POOL_BASE, SYSTEM_BASE};
+use super::{DIRECT_MAP, IMAGE_BASE, KERNEL_HALF, PAGE_SIZE, POOL_BASE, SHARED_DATA, SYSTEM_BASE};
 use crate::hal::{boot, instr};
 use crate::ke::spinlock::SpinLock;
 
@@ -90,10 +90,11 @@ pub(crate) fn startup_root() -> u64 {
     boot::block().cr3
 }
 
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     let boot_root = startup_root();
     let root = new_table();
-    for base in [POOL_BASE, SYSTEM_BASE, DIRECT_MAP] {
+    for base in [POOL_BASE, SYSTEM_BASE, SHARED_DATA, DIRECT_MAP] {
         slot(root, index(base, 3))
             .store(new_table() | PRESENT | WRITE | ACCESSED, Ordering::Release);
     }

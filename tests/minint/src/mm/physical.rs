@@ -63,6 +63,7 @@ pub fn top() -> u64 {
     spans().map(|span| span.end).max().unwrap_or(0)
 }
 
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     let low = cmos::low_memory_end();
     let high = cmos::high_memory_bytes();

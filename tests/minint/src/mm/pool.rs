@@ -10,6 +10,7 @@
 //! What is wrong with a call is a bugcheck that names the rule. One lock for the
 //! slabs; IRQL at most DISPATCH_LEVEL.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::ptr;
 
@@ -50,19 +51,19 @@ const POISON: u8 = 0xDD;
 
 /// Stands before each small block.
 #[repr(C)]
-#[derive(Clone, Copy)]
 struct Header {
-    magic: u32,
-    tag: u32,
-    bytes: u32,
-    owner: u32,
+    magic: Cell<u32>,
+    tag: Cell<u32>,
+    bytes: Cell<u32>,
+    owner: Cell<u32>,
     /// Caller while in use; next free block while free.
-    link: usize,
-    page: usize,
+    link: Cell<usize>,
+    page: Cell<usize>,
 }
 
 /// Stands at the start of each slab page.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Slab {
     next: usize,
     class: u32,
@@ -94,18 +95,18 @@ static POOL: SpinLock<Pool> = SpinLock::new(Pool {
     blocks: 0,
 });
 
-fn header(block: usize) -> &'static mut Header {
+fn header(block: usize) -> &'static Header {
     // SAFETY: `block` is the address of a slab's block, whose header the pool lock guards.
-    unsafe { &mut *(block as *mut Header) }
+    unsafe { &*(block as *const Header) }
 }
 
-fn slab(page: usize) -> &'static mut Slab {
-    // SAFETY: `page` is a slab page, whose head the pool lock guards.
-    unsafe { &mut *(page as *mut Slab) }
+fn slab(page: usize) -> Slab {
+    // SAFETY: `page` is a slab page, whose head is constant once it is made.
+    unsafe { *(page as *const Slab) }
 }
 
 fn canary_at(block: usize) -> *mut u64 {
-    (block + HEADER + header(block).bytes as usize) as *mut u64
+    (block + HEADER + header(block).bytes.get() as usize) as *mut u64
 }
 
 fn read_canary(block: usize) -> u64 {
@@ -136,24 +137,22 @@ impl Pool {
             Rights::ReadWrite
         };
         let page = map_pages(1, rights)?;
-        *slab(page) = Slab {
+        let head = Slab {
             next: self.slabs,
             class: class as u32,
             executable: u32::from(executable),
             pad: [0; 2],
         };
+        // SAFETY: the page was just mapped for this.
+        unsafe { (page as *mut Slab).write(head) };
         self.slabs = page;
         let size = CLASSES[class];
         let mut block = page + SLAB;
         while block + size <= page + PAGE_SIZE {
-            *header(block) = Header {
-                magic: FREED,
-                tag: 0,
-                bytes: 0,
-                owner: 0,
-                link: self.free[usize::from(executable)][class],
-                page,
-            };
+            let this = header(block);
+            this.magic.set(FREED);
+            this.link.set(self.free[usize::from(executable)][class]);
+            this.page.set(page);
             self.free[usize::from(executable)][class] = block;
             block += size;
         }
@@ -174,16 +173,16 @@ impl Pool {
         let block = self.free[usize::from(executable)][class];
         let this = header(block);
         require!(
-            this.magic == FREED,
+            this.magic.get() == FREED,
             "pool",
             "the free block at {block:#x} was written to after it was freed"
         );
-        self.free[usize::from(executable)][class] = this.link;
-        this.magic = MAGIC;
-        this.tag = tag;
-        this.bytes = bytes as u32;
-        this.owner = track::owner_of(caller);
-        this.link = caller;
+        self.free[usize::from(executable)][class] = this.link.get();
+        this.magic.set(MAGIC);
+        this.tag.set(tag);
+        this.bytes.set(bytes as u32);
+        this.owner.set(track::owner_of(caller));
+        this.link.set(caller);
         write_canary(block);
         self.bytes += bytes;
         self.blocks += 1;
@@ -203,9 +202,9 @@ impl Pool {
         );
         let executable = slab(page).executable as usize;
         let this = header(block);
-        require!(this.magic != FREED, api, "{address:#x} is freed twice");
+        require!(this.magic.get() != FREED, api, "{address:#x} is freed twice");
         require!(
-            this.magic == MAGIC && this.page == page,
+            this.magic.get() == MAGIC && this.page.get() == page,
             api,
             "the header before {address:#x} is overwritten"
         );
@@ -213,22 +212,22 @@ impl Pool {
             read_canary(block) == CANARY,
             api,
             "{} bytes at {address:#x} (tag {:#x}, from {:#x}) are overrun",
-            this.bytes,
-            this.tag,
-            this.link
+            this.bytes.get(),
+            this.tag.get(),
+            this.link.get()
         );
         if let Some(tag) = tag {
             require!(
-                tag == 0 || tag == this.tag,
+                tag == 0 || tag == this.tag.get(),
                 api,
                 "{address:#x} has tag {:#x}, not {tag:#x}",
-                this.tag
+                this.tag.get()
             );
         }
-        self.bytes -= this.bytes as usize;
+        self.bytes -= this.bytes.get() as usize;
         self.blocks -= 1;
-        this.magic = FREED;
-        this.link = self.free[executable][class];
+        this.magic.set(FREED);
+        this.link.set(self.free[executable][class]);
         self.free[executable][class] = block;
         fill(address, POISON, size - HEADER);
     }
@@ -352,7 +351,7 @@ pub fn block_bytes(address: usize) -> Option<usize> {
     }
     let _pool = POOL.lock();
     let block = header(address - HEADER);
-    (block.magic == MAGIC).then_some(block.bytes as usize)
+    (block.magic.get() == MAGIC).then_some(block.bytes.get() as usize)
 }
 
 /// Tells each block of memory that `owner` has not given back: pool, contiguous
@@ -364,13 +363,13 @@ pub fn outstanding(owner: u32, f: &mut dyn FnMut(Block)) {
         let size = CLASSES[slab(page).class as usize];
         let mut block = page + SLAB;
         while block + size <= page + PAGE_SIZE {
-            let this = *header(block);
-            if this.magic == MAGIC && this.owner == owner {
+            let this = header(block);
+            if this.magic.get() == MAGIC && this.owner.get() == owner {
                 f(Block {
                     address: block + HEADER,
-                    bytes: this.bytes as usize,
-                    tag: this.tag,
-                    return_address: this.link,
+                    bytes: this.bytes.get() as usize,
+                    tag: this.tag.get(),
+                    return_address: this.link.get(),
                     owner,
                     kind: Kind::Pool,
                 });

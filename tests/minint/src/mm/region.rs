@@ -30,6 +30,7 @@ pub static SYSTEM: Region = Region::new(SYSTEM_BASE, SYSTEM_SPACE);
 /// Addresses of driver images.
 pub static IMAGES: Region = Region::new(IMAGE_BASE, IMAGE_SPACE);
 
+#[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
     for region in [&POOL, &SYSTEM, &IMAGES] {
         let words = region.space / PAGE_SIZE / 64;

@@ -44,6 +44,16 @@ unsafe impl Send for Process {}
 
 static SYSTEM: AtomicUsize = AtomicUsize::new(0);
 static ALL: SpinLock<Vec<&'static Process>> = SpinLock::new(Vec::new());
+/// Ended processes whose objects drivers still hold.
+static HELD: SpinLock<Vec<&'static Process>> = SpinLock::new(Vec::new());
+
+/// Drops the processes that drivers held at their end and hold no more; the reaper's.
+pub(crate) fn retry_held() {
+    let held = core::mem::take(&mut *HELD.lock());
+    for process in held {
+        dereference(process);
+    }
+}
 
 /// `PsInitialSystemProcess`.
 #[unsafe(no_mangle)]
@@ -118,8 +128,9 @@ pub fn dereference(process: &'static Process) {
     }
     #[cfg(not(feature = "core-only"))]
     if crate::ob::forget(ptr::from_ref(process) as usize) {
-        // A driver still holds it: the object stays, its memory with it.
-        process.references.fetch_add(1, Ordering::AcqRel);
+        // A driver still holds it: the reaper asks again later.
+        process.references.store(1, Ordering::Release);
+        HELD.lock().push(process);
         return;
     }
     ALL.lock().retain(|other| !ptr::eq(*other, process));
