@@ -187,7 +187,10 @@ fn hold_library(file: &str, library: String, depth: u32) -> Result<usize, LoadEr
             release(module.base);
             Err(LoadError::Library(library, status))
         }
-        _ => Ok(module.base),
+        _ => {
+            discard_init(module.base);
+            Ok(module.base)
+        }
     }
 }
 
