@@ -23,11 +23,10 @@ pub(crate) fn compose(options: &Options, port: u16) -> String {
     let host = (*ram).min(MOST_HOST_MEMORY);
     let (display, block) = if options.emulator == Emulator::Bochs2 {
         ("rfb, options=\"timeout=0\"", "")
-    } else if *ram > MOST_HOST_MEMORY {
-        // Small blocks make the start of a large machine slow.
-        ("nogui", ", block_size=8192")
     } else {
-        ("nogui", "")
+        // The boot image must lie in one block (it is loaded through a pointer to
+        // the first); small blocks also make the start of a large machine slow.
+        ("nogui", ", block_size=8192")
     };
     // A low `ips` makes the serial lines fast; time stamps do not depend on it.
     format!(
@@ -58,7 +57,7 @@ mod tests {
         let text = compose(&Options::intel(), 4711);
         assert!(text.contains("cpu: model=tigerlake, count=4, ips=1000000, quantum=16,"));
         assert!(text.contains("ignore_bad_msrs=0"));
-        assert!(text.contains("memory: guest=256, host=256\n"));
+        assert!(text.contains("memory: guest=256, host=256, block_size=8192\n"));
         assert!(text.contains("dev=127.0.0.1:4711\n"));
         assert!(text.contains("display_library: nogui\n"));
     }
