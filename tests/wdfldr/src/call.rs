@@ -180,6 +180,10 @@ impl Call {
             Ok(object) if Arc::ptr_eq(&object.client, &self.client) => object,
             Ok(_) | Err(Bad::Foreign) => self.bad_handle(handle, "is not a handle of this driver"),
             Err(Bad::Null) => self.bad_handle(handle, "is null"),
+            Err(Bad::Stale) if self.name.starts_with("WdfRequestComplete") => self.bad_handle(
+                handle,
+                "is gone: double completion, unless it never was a request",
+            ),
             Err(Bad::Stale) => self.bad_handle(handle, "names an object that is gone"),
         }
     }

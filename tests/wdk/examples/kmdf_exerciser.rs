@@ -9,6 +9,8 @@
     missing_docs,
     unreachable_pub,
     clippy::cast_possible_truncation,
+    clippy::doc_markdown,
+    clippy::missing_safety_doc,
     clippy::cast_sign_loss
 )]
 
@@ -30,7 +32,7 @@ use wdk_standin::{
         PDEVICE_OBJECT, PDRIVER_OBJECT, PVOID, PWDFDEVICE_INIT, STATUS_BUFFER_TOO_SMALL,
         STATUS_CANCELLED, STATUS_INVALID_DEVICE_REQUEST, STATUS_MORE_PROCESSING_REQUIRED,
         STATUS_NO_MORE_ENTRIES, STATUS_OBJECT_NAME_EXISTS, STATUS_PENDING, STATUS_SUCCESS,
-        STATUS_TIMEOUT, STATUS_UNSUCCESSFUL, UNICODE_STRING, WDF_DPC_CONFIG, WDF_DRIVER_CONFIG,
+        STATUS_UNSUCCESSFUL, UNICODE_STRING, WDF_DPC_CONFIG, WDF_DRIVER_CONFIG,
         WDF_FILEOBJECT_CONFIG, WDF_IO_QUEUE_CONFIG, WDF_NO_OBJECT_ATTRIBUTES,
         WDF_OBJECT_ATTRIBUTES, WDF_OBJECT_CONTEXT_TYPE_INFO, WDF_REQUEST_PARAMETERS,
         WDF_TIMER_CONFIG, WDF_WORKITEM_CONFIG, WDFDEVICE, WDFDPC, WDFDRIVER, WDFFILEOBJECT, WDFKEY,
@@ -39,8 +41,9 @@ use wdk_standin::{
         ntddk::{
             IoAllocateIrp, IoCancelIrp, IoFreeIrp, IoGetRelatedDeviceObject, IofCallDriver,
             KeBugCheckEx, KeDelayExecutionThread, KeGetCurrentIrql, KeInitializeEvent, KeSetEvent,
-            KeWaitForSingleObject, ObReferenceObjectByHandle, ObfDereferenceObject, ZwClose,
-            ZwCreateFile, ZwDeviceIoControlFile,
+            KeWaitForSingleObject, ObReferenceObjectByHandle, ObfDereferenceObject,
+            PsCreateSystemThread, PsTerminateSystemThread, ZwClose, ZwCreateFile,
+            ZwDeviceIoControlFile,
         },
     },
 };
@@ -362,7 +365,6 @@ fn locks() {
     let mut now = 0_i64;
     check!(wdf!(WdfWaitLockAcquire, wait, &raw mut now) == STATUS_SUCCESS);
     wdf!(WdfWaitLockRelease, wait);
-    let _ = STATUS_TIMEOUT;
 
     let mut spin: WDFSPINLOCK = null_mut();
     check!(NT_SUCCESS(wdf!(
@@ -854,7 +856,9 @@ impl Pending {
         // SAFETY: nonpaged kernel stack, in place until `finish`.
         unsafe { KeInitializeEvent(&raw mut self.done, _EVENT_TYPE::NotificationEvent, 0) };
         // SAFETY: a fresh IRP.
-        let overlay = unsafe { (*self.irp).Tail.Overlay };
+        let irp = unsafe { &*self.irp };
+        // SAFETY: the member in use.
+        let overlay = unsafe { irp.Tail.Overlay };
         // SAFETY: the member in use.
         let current = unsafe {
             overlay
@@ -1017,6 +1021,72 @@ fn held_by_driver(file: *mut FILE_OBJECT) {
     check!(two.finish() == STATUS_SUCCESS);
 }
 
+/// Rounds of the race between retrieval and cancellation.
+const ROUNDS: u32 = 2000;
+
+static STOP: AtomicU32 = AtomicU32::new(0);
+static RETRIEVED: AtomicU32 = AtomicU32::new(0);
+
+/// Takes requests out of the manual queue as fast as it can.
+unsafe extern "C" fn retrieve_all(_context: PVOID) {
+    let queue = MANUAL.load(SeqCst);
+    let mut pause = 1_u32;
+    while STOP.load(SeqCst) == 0 {
+        let mut request: WDFREQUEST = null_mut();
+        if NT_SUCCESS(wdf!(WdfIoQueueRetrieveNextRequest, queue, &raw mut request)) {
+            RETRIEVED.fetch_add(1, SeqCst);
+            wdf!(WdfRequestComplete, request, STATUS_SUCCESS);
+        }
+        // Meets the other thread at ever different places.
+        pause = pause.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        for _ in 0..pause >> 19 {
+            core::hint::spin_loop();
+        }
+    }
+    STOP.store(2, SeqCst);
+    // SAFETY: a system thread's own end.
+    let _ = unsafe { PsTerminateSystemThread(STATUS_SUCCESS) };
+}
+
+/// Every request is completed once, by whoever got it.
+fn races(file: *mut FILE_OBJECT) {
+    let mut thread: HANDLE = null_mut();
+    // SAFETY: the routine is static and ends before the driver does.
+    let status = unsafe {
+        PsCreateSystemThread(
+            &raw mut thread,
+            0,
+            null_mut(),
+            null_mut(),
+            null_mut(),
+            Some(retrieve_all),
+            null_mut(),
+        )
+    };
+    check!(NT_SUCCESS(status));
+    if !NT_SUCCESS(status) {
+        return;
+    }
+    let (mut one, mut two) = (Pending::new(), Pending::new());
+    let (mut completed, mut cancelled) = (0, 0);
+    for _ in 0..ROUNDS / 2 {
+        one.send(file, PARK);
+        two.send(file, PARK);
+        two.cancel();
+        one.cancel();
+        for status in [one.finish(), two.finish()] {
+            completed += u32::from(status == STATUS_SUCCESS);
+            cancelled += u32::from(status == STATUS_CANCELLED);
+        }
+    }
+    STOP.store(1, SeqCst);
+    check!(eventually(|| STOP.load(SeqCst) == 2));
+    close(thread);
+    check!(completed + cancelled == ROUNDS);
+    check!(RETRIEVED.load(SeqCst) == completed);
+    wdk::println!("kmdf_exerciser: {completed} retrieved, {cancelled} cancelled");
+}
+
 fn requests() {
     let handle = open();
     check!(SEEN.created.load(SeqCst) == 1);
@@ -1038,6 +1108,7 @@ fn requests() {
         let file: *mut FILE_OBJECT = object.cast();
         parked(file);
         held_by_driver(file);
+        races(file);
         // Cleanup cancels what waits for this file object.
         let mut last = Pending::new();
         last.send(file, PARK);

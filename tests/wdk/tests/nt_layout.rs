@@ -1,7 +1,7 @@
 //! The bindings come from mingw-w64's headers, Windows from Microsoft's: the
 //! structures that driver and kernel share must have Windows' layout on x64.
 //! Figures: the public symbols of ntoskrnl.exe, Windows 10 and 11. One thing is
-//! missing: Microsoft aligns DEVICE_OBJECT and IRP to 16 bytes, which makes the
+//! missing: Microsoft aligns `DEVICE_OBJECT` and `IRP` to 16 bytes, which makes the
 //! first 8 bytes longer at its end.
 
 use core::mem::offset_of;

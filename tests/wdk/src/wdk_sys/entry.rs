@@ -39,8 +39,13 @@ unsafe extern "system" {
     fn DriverEntry(driver: PDRIVER_OBJECT, registry_path: PCUNICODE_STRING) -> NTSTATUS;
 }
 
-/// MAX_PATH: a longer registry path is cut, as in the genuine library.
+/// `MAX_PATH`: a longer registry path is cut, as in the genuine library.
 const PATH: usize = 260;
+
+#[allow(clippy::cast_possible_truncation, reason = "520 bytes")]
+const PATH_BYTES: u16 = (PATH * size_of::<WCHAR>()) as u16;
+#[allow(clippy::cast_possible_truncation, reason = "48 bytes")]
+const BIND_INFO_BYTES: ULONG = size_of::<WDF_BIND_INFO>() as ULONG;
 
 /// A cell that only the entry point and the unload routine touch.
 struct Once<T>(UnsafeCell<T>);
@@ -56,7 +61,7 @@ static REGISTRY_PATH: Once<UNICODE_STRING> = Once(UnsafeCell::new(UNICODE_STRING
     Buffer: core::ptr::null_mut(),
 }));
 static BIND_INFO: Once<WDF_BIND_INFO> = Once(UnsafeCell::new(WDF_BIND_INFO {
-    Size: size_of::<WDF_BIND_INFO>() as ULONG,
+    Size: BIND_INFO_BYTES,
     Component: COMPONENT.0.get().cast(),
     Version: WDF_VERSION {
         Major: 1,
@@ -95,22 +100,16 @@ pub(super) unsafe extern "system" fn FxDriverEntry(
     unsafe {
         *path = UNICODE_STRING {
             Length: 0,
-            MaximumLength: (PATH * size_of::<WCHAR>()) as u16,
+            MaximumLength: PATH_BYTES,
             Buffer: PATH_BUFFER.0.get().cast(),
         };
     }
     // SAFETY: both strings are live; the copy is cut to the buffer.
     unsafe { RtlCopyUnicodeString(path, registry_path) };
 
+    let globals: PWDF_COMPONENT_GLOBALS = (&raw mut WdfDriverGlobals).cast();
     // SAFETY: the four stay where they are as long as the image does.
-    let status = unsafe {
-        WdfVersionBind(
-            driver,
-            path,
-            BIND_INFO.0.get(),
-            (&raw mut WdfDriverGlobals).cast(),
-        )
-    };
+    let status = unsafe { WdfVersionBind(driver, path, BIND_INFO.0.get(), globals) };
     if !NT_SUCCESS(status) {
         return status;
     }
@@ -120,8 +119,10 @@ pub(super) unsafe extern "system" fn FxDriverEntry(
         unbind();
         return status;
     }
+    // SAFETY: written by the binding above and not since.
+    let globals = unsafe { WdfDriverGlobals };
     // SAFETY: binding succeeded, so it points to the framework's record.
-    let displace = unsafe { (*WdfDriverGlobals).DisplaceDriverUnload };
+    let displace = unsafe { (*globals).DisplaceDriverUnload };
     if displace != 0 {
         // SAFETY: the loader's driver object is ours until this returns.
         let object = unsafe { &mut *driver };
@@ -142,12 +143,8 @@ unsafe extern "C" fn unload(driver: *mut DRIVER_OBJECT) {
 }
 
 fn unbind() {
+    // SAFETY: written by the binding and not since.
+    let globals = unsafe { WdfDriverGlobals };
     // SAFETY: what the binding was made with.
-    let _ = unsafe {
-        WdfVersionUnbind(
-            REGISTRY_PATH.0.get(),
-            BIND_INFO.0.get(),
-            WdfDriverGlobals.cast(),
-        )
-    };
+    let _ = unsafe { WdfVersionUnbind(REGISTRY_PATH.0.get(), BIND_INFO.0.get(), globals.cast()) };
 }
