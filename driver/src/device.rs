@@ -9,8 +9,6 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use detector::wire;
-
 use crate::control::Driver;
 use crate::queue;
 use crate::status::Status;
@@ -109,6 +107,8 @@ pub(crate) fn create(handle: WDFDRIVER, driver: &Driver) -> Result<(), Status> {
     Ok(())
 }
 
+/// Sets what a control device may have; its type stays unknown, since no call for
+/// that is among those that Microsoft allows here ("Using Control Device Objects").
 fn describe(init: &Init) -> Result<(), Status> {
     let name: UNICODE_STRING = wide!("\\Device\\hvdetect");
     // SAFETY: the init structure is live; the framework copies the string.
@@ -116,10 +116,6 @@ fn describe(init: &Init) -> Result<(), Status> {
         call_unsafe_wdf_function_binding!(WdfDeviceInitAssignName, init.0, &raw const name)
     })?;
     // SAFETY: the init structure is live.
-    unsafe {
-        call_unsafe_wdf_function_binding!(WdfDeviceInitSetDeviceType, init.0, wire::DEVICE_TYPE);
-    };
-    // SAFETY: as above.
     unsafe { call_unsafe_wdf_function_binding!(WdfDeviceInitSetExclusive, init.0, 0) };
     // SAFETY: as above.
     unsafe {
