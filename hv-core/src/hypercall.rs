@@ -11,6 +11,7 @@ use ept::addr::Gva;
 use crate::memory::GuestMemory;
 use crate::percpu::Core;
 use crate::shootdown;
+use crate::vmx::vcpu;
 
 /// The core that asks is a guest from now on, and counts for acknowledgements.
 pub const ACTIVATE: u64 = 1;
@@ -68,6 +69,7 @@ pub enum Answer {
 pub fn answer(core: &Core, request: &Request, cr3: u64, cr4: u64) -> Answer {
     match request.operation {
         ACTIVATE => {
+            vcpu::load_debug_controls();
             core.state.active.store(true, Ordering::SeqCst);
             shootdown::invalidate(core);
             Answer::Value(OK)

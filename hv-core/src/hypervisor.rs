@@ -31,8 +31,6 @@ pub struct Hypervisor {
     pub controls: Controls,
     /// Bits of CR0 that VMX operation wants set and the guest does not own.
     pub cr0_fixed: u64,
-    /// IA32_DEBUGCTL exists.
-    pub has_debugctl: bool,
     /// Number of variable-range MTRRs.
     pub variable_ranges: u32,
     /// Root mode's CR3.

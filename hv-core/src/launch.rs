@@ -521,7 +521,6 @@ unsafe fn set_fields(
     set!(image, image);
     set!(controls, probe.controls);
     set!(cr0_fixed, probe.cr0_fixed);
-    set!(has_debugctl, has_debugctl());
     set!(host_cr3, 0);
     set!(idt, 0);
     set!(msr_bitmap, Hpa::new(0));
@@ -540,13 +539,6 @@ unsafe fn set_fields(
     }
     set!(count, cores.len().min(MAX_CORES));
     set!(abandoned, AtomicBool::new(false));
-}
-
-/// IA32_DEBUGCTL exists on every processor with VMX but not in every emulator:
-/// it came with the Pentium Pro's performance monitoring, which CPUID leaf 10
-/// describes where there is any.
-fn has_debugctl() -> bool {
-    core::arch::x86_64::__cpuid(0).eax >= 10 && core::arch::x86_64::__cpuid(10).eax & 0xFF != 0
 }
 
 #[inline(never)]

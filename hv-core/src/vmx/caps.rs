@@ -87,6 +87,10 @@ pub struct Controls {
     pub exit: u32,
     /// VM-entry controls.
     pub entry: u32,
+    /// VM-entry controls of the launch: debug controls are not loaded, so that
+    /// the first exit saves those that the processor has. (They cannot be read
+    /// before: not every processor model has IA32_DEBUGCTL.)
+    pub launch_entry: u32,
     /// Mode-based execute control is on.
     pub mbec: bool,
     /// The monitor trap flag may be used.
@@ -273,6 +277,7 @@ pub fn controls(
         secondary,
         exit,
         entry,
+        launch_entry: entry & !ENTRY_LOAD_DEBUG | required(raw.entry),
         mbec: secondary & SECONDARY_MBEC != 0,
         mtf: allowed(raw.primary) & PRIMARY_MTF != 0 && !pretend.no_mtf,
         ept_1g: raw.ept_vpid & EPT_1G != 0,

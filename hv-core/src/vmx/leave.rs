@@ -93,8 +93,9 @@ pub fn prepare(core: &Core, registers: &GuestRegisters) {
     unsafe { instr::wrmsr(msr::IA32_EFER, efer) };
     // SAFETY: as above.
     unsafe { instr::wrmsr(msr::IA32_PAT, pat) };
-    if hypervisor.has_debugctl {
-        // SAFETY: as above.
+    if debugctl != 0 {
+        // The exit has cleared it.
+        // SAFETY: as above; it exists, having held a value.
         unsafe { instr::wrmsr(msr::IA32_DEBUGCTL, debugctl) };
     }
     if let Some((s_cet, isst)) = cet {

@@ -115,14 +115,14 @@ fn controls(core: &Core, hypervisor: &Hypervisor) {
         primary,
         secondary,
         exit,
-        entry,
+        launch_entry,
         ..
     } = hypervisor.controls;
     write(control::PINBASED_EXEC_CONTROLS, pin.into());
     write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, primary.into());
     write(control::SECONDARY_PROCBASED_EXEC_CONTROLS, secondary.into());
     write(control::VMEXIT_CONTROLS, exit.into());
-    write(control::VMENTRY_CONTROLS, entry.into());
+    write(control::VMENTRY_CONTROLS, launch_entry.into());
     write(control::EXCEPTION_BITMAP, 0);
     write(control::PAGE_FAULT_ERR_CODE_MASK, 0);
     write(control::PAGE_FAULT_ERR_CODE_MATCH, 0);
@@ -210,13 +210,8 @@ unsafe fn guest_state(hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
     write(guest::LINK_PTR_FULL, u64::MAX);
     write(guest::IA32_EFER_FULL, efer);
     write(guest::IA32_PAT_FULL, pat);
-    // DEBUGCTL may be missing in emulators; 0 is what it then holds.
-    let debugctl = if hypervisor.has_debugctl {
-        existing(msr::IA32_DEBUGCTL)
-    } else {
-        0
-    };
-    write(guest::IA32_DEBUGCTL_FULL, debugctl);
+    // Replaced by the first exit, see `Controls::launch_entry`.
+    write(guest::IA32_DEBUGCTL_FULL, 0);
     write(guest::IA32_SYSENTER_CS, existing(msr::IA32_SYSENTER_CS));
     write(guest::IA32_SYSENTER_ESP, existing(msr::IA32_SYSENTER_ESP));
     write(guest::IA32_SYSENTER_EIP, existing(msr::IA32_SYSENTER_EIP));
@@ -280,6 +275,12 @@ const fn host_cr4(cr4: u64) -> u64 {
     const OSFXSR: u64 = 1 << 9;
     const OSXMMEXCPT: u64 = 1 << 10;
     CR4_VMXE | PAE | MCE | OSFXSR | OSXMMEXCPT | cr4 & (CR4_OSXSAVE | CR4_LA57)
+}
+
+/// The first exit has saved the debug controls: from now on every entry loads
+/// them.
+pub fn load_debug_controls() {
+    change(control::VMENTRY_CONTROLS, caps::ENTRY_LOAD_DEBUG.into(), 0);
 }
 
 /// Exits as soon as the guest can take an NMI.
