@@ -17,6 +17,10 @@
 // On the host only the pure parts exist: some of what they offer has no caller.
 #![cfg_attr(test, allow(dead_code))]
 #![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the image has no public API"
+)]
+#![allow(
     clippy::cast_possible_truncation,
     clippy::doc_markdown,
     reason = "x64 only: an address fits, sizes of structures are small; IRQLs are names"

@@ -744,13 +744,15 @@ fn create_device(driver: WDFDRIVER) -> Option<WDFDEVICE> {
         ..WDF_IO_QUEUE_CONFIG::default()
     };
     SEQUENTIAL.store(create_queue(device, sequential), SeqCst);
+    // Nobody gets in before the device is complete.
+    check!(!NT_SUCCESS(try_open().0));
     wdf!(WdfControlFinishInitializing, device);
     Some(device)
 }
 
 // ---- requests, from outside
 
-fn open() -> HANDLE {
+fn try_open() -> (NTSTATUS, HANDLE) {
     let mut name = unicode!(b"\\DosDevices\\kmdf_exerciser");
     let mut object = OBJECT_ATTRIBUTES {
         Length: size_of::<OBJECT_ATTRIBUTES>() as u32,
@@ -776,6 +778,11 @@ fn open() -> HANDLE {
             0,
         )
     };
+    (status, handle)
+}
+
+fn open() -> HANDLE {
+    let (status, handle) = try_open();
     check!(NT_SUCCESS(status));
     handle
 }
