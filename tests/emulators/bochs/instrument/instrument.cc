@@ -6,8 +6,8 @@
  * of this page retired before the hypervisor saw it".
  *
  * The machine's side is three ports:
- *   0xE5 (any width)  end the emulator with this exit code, soon (the serial
- *                     lines get 100,000 ticks to drain);
+ *   0xE5 (any width)  end the emulator with this exit code, at once (the machine
+ *                     drains its serial lines first);
  *   0xE6 (32 bits)    bit 31 clear: a mark, a snapshot of all counters under
  *                     that number; bit 31 set: write checkpoint-N.bin;
  *   0xE7 (32 bits)    twice, low half then high half of a physical address:
@@ -71,6 +71,7 @@ const Bit64u PAGE = 4096;
 // How often the host is listened to. A poll is two system calls; at 100 MIPS
 // this makes a few thousand polls a second.
 const Bit64u POLL_TICKS = 25000;
+// What the serial lines get to drain after a triple fault.
 const Bit64u DRAIN_TICKS = 100000;
 const size_t MAX_FETCH_EVENTS = 1 << 16;
 const size_t MAX_MARKS = 1 << 16;
@@ -116,8 +117,7 @@ bool have_low_half = false;
 Bit32u low_half = 0;
 int listener = -1;
 volatile sig_atomic_t terminate_requested = 0;
-bool exit_requested = false;
-int exit_code = 0;
+bool shutdown_seen = false;
 Bit64u exit_at = 0;
 
 unsigned cpu_count() { return BX_SMP_PROCESSORS; }
@@ -431,13 +431,12 @@ void on_sigterm(int) { terminate_requested = 1; }
 void tick(void *)
 {
   if (terminate_requested) finish(EXIT_TERMINATED);
-  if (exit_requested && bx_pc_system.time_ticks() >= exit_at) finish(exit_code);
+  if (shutdown_seen && bx_pc_system.time_ticks() >= exit_at) finish(EXIT_SHUTDOWN_STATE);
   // A processor in the shutdown state (a triple fault) never wakes up again.
   for (unsigned n = 0; n < cpu_count(); n++)
-    if (BX_CPU(n)->activity_state == BX_CPU_C::BX_ACTIVITY_STATE_SHUTDOWN && !exit_requested) {
+    if (BX_CPU(n)->activity_state == BX_CPU_C::BX_ACTIVITY_STATE_SHUTDOWN && !shutdown_seen) {
       fprintf(stderr, "lab: CPU %u is in the shutdown state (triple fault)\n", n);
-      exit_requested = true;
-      exit_code = EXIT_SHUTDOWN_STATE;
+      shutdown_seen = true;
       exit_at = bx_pc_system.time_ticks() + DRAIN_TICKS;
     }
   if (listener < 0) return;
@@ -545,10 +544,7 @@ void lab_out(Bit16u port, unsigned len, unsigned value)
 {
   switch (port) {
   case 0xE5:
-    if (exit_requested) break;
-    exit_requested = true;
-    exit_code = (int) (value & 0xff);
-    exit_at = bx_pc_system.time_ticks() + DRAIN_TICKS;
+    finish((int) (value & 0xff));
     break;
   case 0xE6:
     if (len != 4) break;

@@ -151,7 +151,7 @@ impl<'a> Stage<'a> {
     /// when nothing is left behind.
     pub(crate) fn end(&mut self) -> Result<()> {
         let machine = self.machine()?;
-        drop(machine.client()?.stop_service("hvdetect"));
+        machine.client()?.stop_service("hvdetect")?;
         machine.shut_down()?;
         self.machine = None;
         Ok(())
