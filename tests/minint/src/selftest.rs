@@ -688,8 +688,11 @@ fn nmis() {
 fn restarts() {
     extern "C" fn sacrifice(number: usize) {
         call!(affinity::KeSetSystemAffinityThreadEx(1 << number));
+        irql::raise(irql::CLOCK_LEVEL);
         SEEN.store(1, Ordering::Release);
-        instr::halt()
+        loop {
+            instr::pause();
+        }
     }
     let last = ke::cpu_count() - 1;
     if last == 0 {

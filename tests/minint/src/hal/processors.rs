@@ -71,8 +71,8 @@ fn start(number: u32) -> bool {
 
 /// Starts a running application processor anew by INIT and startup IPIs, as firmware
 /// or a crash kernel does: the drill for a hypervisor's handling of both. Whatever ran
-/// on the processor is lost; the caller has put a thread there that may be. Returns
-/// whether the processor came back. PASSIVE_LEVEL, on another processor.
+/// on the processor is lost; the caller has put a thread there, at CLOCK_LEVEL, that
+/// may be. Returns whether the processor came back. PASSIVE_LEVEL, on another processor.
 pub fn restart(number: u32) -> bool {
     assert!(number != 0 && number != crate::ke::current_cpu() && number < count());
     let this = cpu::of(number as usize);
@@ -85,16 +85,19 @@ pub fn restart(number: u32) -> bool {
     write(16, start_again as *const () as u64);
     write(24, u64::from(number));
     let id = this.apic_id.load(Ordering::Acquire);
-    this.online.store(false, Ordering::Release);
-    apic::send_init(id);
-    clock::stall(50);
-    apic::send_startup(id, (physical::TRAMPOLINE >> 12) as u8);
-    for _ in 0..1000 {
-        if this.online.load(Ordering::Acquire) {
-            break;
+    // Between requests: the processor takes an unanswered one with it.
+    crate::ke::ipi::quiesced(|| {
+        this.online.store(false, Ordering::Release);
+        apic::send_init(id);
+        clock::stall(50);
+        apic::send_startup(id, (physical::TRAMPOLINE >> 12) as u8);
+        for _ in 0..1000 {
+            if this.online.load(Ordering::Acquire) {
+                break;
+            }
+            clock::stall(20);
         }
-        clock::stall(20);
-    }
+    });
     physical::fill(physical::TRAMPOLINE, 0);
     this.online.load(Ordering::Acquire)
 }

@@ -466,15 +466,13 @@ pub(crate) fn set_affinity(locked: &Locked, thread: &'static Thread, affinity: u
     }
 }
 
-/// Forgets what ran on a processor that was started anew, and answers what others
-/// asked of it meanwhile (its TLB is empty).
+/// Forgets what ran on a processor that was started anew.
 pub(crate) fn restarted(number: u32) {
     let this = cpu::of(number as usize);
     this.reschedule.store(true, Ordering::Release);
     this.quantum_end.store(false, Ordering::Release);
     this.dpc_active.store(false, Ordering::Release);
     thread::idle(number).state.set(State::Running);
-    super::ipi::service();
 }
 
 /// Marks this processor as one that runs its idle thread.

@@ -144,6 +144,13 @@ pub(crate) fn call_all(routine: extern "C" fn(usize) -> usize, argument: usize) 
     result
 }
 
+/// Runs `f` while no shoot-down and no call is under way or can begin.
+pub(crate) fn quiesced<R>(f: impl FnOnce() -> R) -> R {
+    let _calls = CALL_LOCK.lock();
+    let _flushes = FLUSH_LOCK.lock();
+    f()
+}
+
 /// `KeIpiGenericCall`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn KeIpiGenericCall(
