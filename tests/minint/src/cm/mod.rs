@@ -87,7 +87,7 @@ fn delete(object: *mut c_void) {
 fn open(path: String, access: ACCESS_MASK) -> HANDLE {
     let object = Box::into_raw(Box::new(Key { path })).cast::<c_void>();
     ob::insert(object, ObType::Key, Some(delete));
-    let handle = ob::insert_handle_with(object, access, None, 0);
+    let handle = ob::insert_handle_with(object, access, None);
     let _ = ob::dereference(object, "ZwOpenKey");
     handle
 }

@@ -94,7 +94,7 @@ unsafe extern "C" fn to_bytes(
 ) -> c_int {
     let pattern = crate::rtl::bytes(pattern.cast(), "_snprintf");
     let mut length = 0usize;
-    let mut put = |byte: u8, at: usize| {
+    let put = |byte: u8, at: usize| {
         if at < room {
             // SAFETY: the caller's contract: `room` writable bytes.
             unsafe { target.add(at).write(byte) };
@@ -125,7 +125,7 @@ unsafe extern "C" fn to_units(
         .map(|&unit| u8::try_from(unit).unwrap_or(b'?'))
         .collect();
     let mut length = 0usize;
-    let mut put = |unit: u16, at: usize| {
+    let put = |unit: u16, at: usize| {
         if at < room {
             // SAFETY: the caller's contract: `room` writable units.
             unsafe { target.add(at).write(unit) };

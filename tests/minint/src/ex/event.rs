@@ -188,7 +188,7 @@ pub(crate) unsafe extern "C" fn ZwCreateEvent(
         Ok(made) => made,
         Err(status) => return status,
     };
-    let opened = ob::insert_handle_with(event, access, None, 0);
+    let opened = ob::insert_handle_with(event, access, None);
     let _ = ob::dereference(event, API);
     put!(handle, opened, API);
     if existed {
@@ -216,7 +216,7 @@ pub(crate) unsafe extern "C" fn ZwOpenEvent(
     if ob::kind_of(event) != Some(ObType::Event) {
         return STATUS_OBJECT_TYPE_MISMATCH;
     }
-    put!(handle, ob::insert_handle_with(event, access, None, 0), API);
+    put!(handle, ob::insert_handle_with(event, access, None), API);
     STATUS_SUCCESS
 }
 
@@ -280,7 +280,7 @@ fn named(name: PUNICODE_STRING, handle: PHANDLE, kind: u32, api: &str) -> PKEVEN
     };
     put!(
         handle,
-        ob::insert_handle_with(event, 0x001F_0003, None, 0),
+        ob::insert_handle_with(event, 0x001F_0003, None),
         api
     );
     let _ = ob::dereference(event, api);

@@ -158,8 +158,9 @@ pub(crate) unsafe extern "C" fn ExInitializePagedLookasideList(
 fn delete(list: *mut GENERAL_LOOKASIDE, api: &str) {
     require_irql(DISPATCH_LEVEL, api);
     leave(list.cast(), api);
+    let header = borrow!(list, api);
     // SAFETY: initialized, so the member that `set_up` wrote is set.
-    let free = unsafe { borrow!(list, api).__bindgen_anon_5.Free };
+    let free = unsafe { header.__bindgen_anon_5.Free };
     drain(list, |block| {
         if let Some(free) = free {
             // SAFETY: the list's own routine for its own block.
@@ -208,8 +209,9 @@ pub(crate) unsafe extern "C" fn ExFlushLookasideListEx(list: PLOOKASIDE_LIST_EX)
     const API: &str = "ExFlushLookasideListEx";
     require_irql(DISPATCH_LEVEL, API);
     let general = list.cast::<GENERAL_LOOKASIDE>();
+    let header = borrow!(general, API);
     // SAFETY: initialized, so the member is set.
-    let free = unsafe { borrow!(general, API).__bindgen_anon_5.FreeEx };
+    let free = unsafe { header.__bindgen_anon_5.FreeEx };
     drain(general, |block| {
         if let Some(free) = free {
             // SAFETY: the list's own routine for its own block.

@@ -53,12 +53,9 @@ unsafe extern "C" {
         routine: PVOID,
         context: PVOID,
     );
-    pub(crate) fn KeInitializeTimer(timer: *mut wdk_standin::wdk_sys::KTIMER);
-    pub(crate) fn KeGetCurrentProcessorNumberEx(number: PVOID) -> ULONG;
     pub(crate) fn KeSetSystemAffinityThreadEx(affinity: ULONG_PTR) -> ULONG_PTR;
     pub(crate) fn KeRevertToUserAffinityThreadEx(affinity: ULONG_PTR);
     pub(crate) fn MmBuildMdlForNonPagedPool(mdl: PMDL);
-    pub(crate) fn MmUnlockPages(mdl: PMDL);
     pub(crate) fn ExAllocatePool2(flags: u64, bytes: SIZE_T, tag: ULONG) -> PVOID;
     pub(crate) fn ExAllocatePoolWithTag(kind: u32, bytes: SIZE_T, tag: ULONG) -> PVOID;
     pub(crate) fn ExFreePoolWithTag(block: PVOID, tag: ULONG);
@@ -72,9 +69,7 @@ unsafe extern "C" {
         routine: PKSTART_ROUTINE,
         context: PVOID,
     ) -> NTSTATUS;
-    pub(crate) fn PsTerminateSystemThread(status: NTSTATUS) -> NTSTATUS;
     pub(crate) fn PsGetCurrentProcess() -> PVOID;
     pub(crate) fn PsGetCurrentThread() -> PVOID;
-    pub(crate) fn PsGetCurrentProcessId() -> HANDLE;
     pub(crate) fn PsGetProcessId(process: PVOID) -> HANDLE;
 }

@@ -24,8 +24,9 @@ const TYPE_CSQ_EX: u32 = 3;
 
 /// `DriverContext[3]`.
 fn slot<'a>(irp: PIRP) -> &'a mut *mut c_void {
+    let header = own!(irp);
     // SAFETY: plain members of a union; the slot belongs to the queue meanwhile.
-    let overlay = unsafe { &mut own!(irp).Tail.Overlay };
+    let overlay = unsafe { &mut header.Tail.Overlay };
     // SAFETY: as above.
     let anonymous = unsafe { &mut overlay.__bindgen_anon_1.__bindgen_anon_1 };
     own!(&raw mut anonymous.DriverContext[3])
@@ -62,8 +63,9 @@ fn complete_cancelled(csq: PIO_CSQ, irp: PIRP) {
 }
 
 unsafe extern "C" fn cancelled(_device: PDEVICE_OBJECT, irp: PIRP) {
+    let irql = own!(irp).CancelIrql;
     // SAFETY: IoCancelIrp holds it.
-    unsafe { IoReleaseCancelSpinLock(own!(irp).CancelIrql) };
+    unsafe { IoReleaseCancelSpinLock(irql) };
     let kept = *slot(irp);
     let csq: PIO_CSQ = match *own!(kept.cast::<u32>()) {
         TYPE_CSQ | TYPE_CSQ_EX => kept.cast(),

@@ -20,7 +20,6 @@ use crate::hal::boot;
 use crate::ke::irql::{PASSIVE_LEVEL, current, require_irql};
 use crate::ke::spinlock::SpinLock;
 use crate::ldr;
-use crate::log;
 use crate::ob::argument::{borrow, own, put};
 use crate::ob::namespace::Node;
 use crate::ob::{self, ObType};
@@ -277,6 +276,7 @@ pub(crate) fn start(service: &str) -> Outcome {
         own!(device).Flags &= !device::DO_DEVICE_INITIALIZING;
     }
     ldr::discard_init(module.base);
+    super::thread::reinitialize(driver);
     set_state(&name, State::Running);
     log!("service: {name} started");
     outcome(status, State::Running, String::new())

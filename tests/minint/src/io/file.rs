@@ -220,7 +220,7 @@ fn create(
     let result = open(&path, desired, nt::KERNEL_MODE);
     let status = match result {
         Ok(file) => {
-            let opened = ob::insert_handle_with(file.cast(), granted(file), Some(cleanup), 0);
+            let opened = ob::insert_handle_with(file.cast(), granted(file), Some(cleanup));
             let _ = ob::dereference(file.cast(), api);
             put!(handle, opened, api);
             STATUS_SUCCESS
@@ -301,8 +301,9 @@ pub(crate) unsafe extern "C" fn ZwDeviceIoControlFile(
     let status = irp::call(target, irp);
     if status == STATUS_PENDING {
         event.wait();
+        let block = &*borrow!(block, API);
         // SAFETY: a plain member of a union, written by the completion.
-        return unsafe { borrow!(block, API).__bindgen_anon_1.Status };
+        return unsafe { block.__bindgen_anon_1.Status };
     }
     status
 }

@@ -414,6 +414,7 @@ pub(crate) fn complete(irp: PIRP) {
     );
     if let Some(track) = IRPS.lock().irps.get_mut(&irp.addr()) {
         track.completions += 1;
+        track.holder = 0;
     }
     if walk_up(irp) {
         finish(irp);

@@ -19,5 +19,6 @@ mod remove_lock;
 pub(crate) mod request;
 pub(crate) mod shutdown;
 pub(crate) mod stack;
+mod thread;
 mod timer;
 pub(crate) mod workitem;

@@ -70,8 +70,9 @@ pub(crate) fn next(irp: PIRP) -> *mut IO_STACK_LOCATION {
 
 /// The IRP's final status.
 pub(crate) fn status(irp: PIRP) -> i32 {
+    let irp = own!(irp);
     // SAFETY: a plain member of a union.
-    unsafe { own!(irp).IoStatus.__bindgen_anon_1.Status }
+    unsafe { irp.IoStatus.__bindgen_anon_1.Status }
 }
 
 /// Sets status and information.
@@ -81,26 +82,22 @@ pub(crate) fn set_status(irp: PIRP, status: i32, information: u64) {
     irp.IoStatus.Information = information;
 }
 
-/// The system buffer.
-pub(crate) fn system_buffer(irp: PIRP) -> *mut u8 {
-    // SAFETY: a plain member of a union.
-    unsafe { own!(irp).AssociatedIrp.SystemBuffer }.cast()
-}
-
 /// Sets requestor thread and file object.
 pub(crate) fn set_origin(
     irp: PIRP,
     thread: *mut core::ffi::c_void,
     file: *mut wdk_standin::wdk_sys::FILE_OBJECT,
 ) {
+    let irp = own!(irp);
     // SAFETY: writing plain members of a union.
-    let overlay = unsafe { &mut own!(irp).Tail.Overlay };
+    let overlay = unsafe { &mut irp.Tail.Overlay };
     overlay.Thread = thread.cast();
     overlay.OriginalFileObject = file;
 }
 
 /// The requestor's thread.
 pub(crate) fn thread(irp: PIRP) -> *mut core::ffi::c_void {
+    let irp = own!(irp);
     // SAFETY: a plain member of a union.
-    unsafe { own!(irp).Tail.Overlay.Thread }.cast()
+    unsafe { irp.Tail.Overlay.Thread }.cast()
 }

@@ -15,7 +15,6 @@ use super::pe::{BindError, Exports, Image, ImageError, PAGE_SIZE, Symbol};
 use super::{export, pe};
 use crate::ex::event::Gate;
 use crate::hal::{boot, instr};
-use crate::log;
 use crate::mm::image::{Rights, discard, protect, release as release_pages, reserve};
 use crate::rtl::status::{
     STATUS_DLL_NOT_FOUND, STATUS_DRIVER_ENTRYPOINT_NOT_FOUND, STATUS_DRIVER_ORDINAL_NOT_FOUND,

@@ -16,6 +16,6 @@ pub(crate) mod pe;
 mod query;
 mod slots;
 
-pub(crate) use load::{LoadError, discard_init, load, release};
-pub(crate) use module::{Module, Section, find, image, kernel_init_discarded, modules, start};
+pub(crate) use load::{discard_init, load, release};
+pub(crate) use module::{Module, Section, kernel_init_discarded, modules, start};
 pub(crate) use slots::{NOBODY, base_of, describe, owner_of};

@@ -200,13 +200,6 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// A data directory as (offset in the image, size), absent ones as `None`.
-    pub(crate) fn directory(&self, index: usize) -> Option<(u32, u32)> {
-        let entry = self.directories.get(index)?;
-        let (rva, size) = entry.address_range();
-        (rva != 0 && size != 0).then_some((rva, size))
-    }
-
     /// Copies headers and sections to where they belong in memory.
     ///
     /// `memory` is zeroed and at least [`Self::size`] bytes long.

@@ -10,7 +10,7 @@ mod workload;
 pub(crate) use command::command;
 
 use crate::hal::boot;
-use crate::{cm, ex, io, ldr, link, log, mm, ob};
+use crate::{cm, ex, io, ldr, link, mm, ob};
 
 /// Pages of physical memory, for `SYSTEM_BASIC_INFORMATION`.
 pub(crate) fn physical_pages() -> u32 {

@@ -69,10 +69,15 @@ struct Tag {
 pub(super) fn memory() -> String {
     // The accounts are read under their lock, where nothing can be allocated.
     let mut tags = [Tag::default(); 256];
-    let owners = ldr::modules().into_iter().map(|module| module.number).chain([ldr::NOBODY]);
+    let owners = ldr::modules()
+        .into_iter()
+        .map(|module| module.number)
+        .chain([ldr::NOBODY]);
     for owner in owners {
         mm::pool::outstanding(owner, &mut |block| {
-            let slot = tags.iter_mut().find(|slot| slot.tag == block.tag || slot.blocks == 0);
+            let slot = tags
+                .iter_mut()
+                .find(|slot| slot.tag == block.tag || slot.blocks == 0);
             if let Some(slot) = slot {
                 slot.tag = block.tag;
                 slot.blocks += 1;

@@ -23,7 +23,6 @@ struct Entry {
     object: usize,
     access: ACCESS_MASK,
     on_close: Option<Delete>,
-    owner: u32,
 }
 
 struct Table {
@@ -39,16 +38,15 @@ static HANDLES: SpinLock<Table> = SpinLock::new(Table {
 /// Opens a handle to an object of the core, with all access.
 pub(crate) fn insert_handle(object: *mut c_void, kind: ObType) -> HANDLE {
     debug_assert!(matches!(kind, ObType::Thread | ObType::Process));
-    insert_handle_with(object, 0x001F_FFFF, None, 0)
+    insert_handle_with(object, 0x001F_FFFF, None)
 }
 
 /// Opens a handle: takes a reference of its own; `on_close` runs before that is
-/// dropped. `owner` is the number of the module that asked, for the unload check.
+/// dropped.
 pub(crate) fn insert_handle_with(
     object: *mut c_void,
     access: ACCESS_MASK,
     on_close: Option<Delete>,
-    owner: u32,
 ) -> HANDLE {
     let _ = reference(object, "ObOpenObjectByPointer");
     let mut table = HANDLES.lock();
@@ -61,7 +59,6 @@ pub(crate) fn insert_handle_with(
             object,
             access,
             on_close,
-            owner,
         },
     );
     core::ptr::without_provenance_mut(value)
@@ -117,19 +114,6 @@ pub(crate) fn close_handle(handle: HANDLE) -> NTSTATUS {
     STATUS_SUCCESS
 }
 
-/// Calls `visit` with each open handle of a module.
-pub(crate) fn handles_in_use(owner: u32, visit: &mut dyn FnMut(usize)) {
-    let found: alloc::vec::Vec<usize> = {
-        let table = HANDLES.lock();
-        let of_owner = table
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.owner == owner);
-        of_owner.map(|(&handle, _)| handle).collect()
-    };
-    found.into_iter().for_each(visit);
-}
-
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ZwClose(handle: HANDLE) -> NTSTATUS {
     require_irql(PASSIVE_LEVEL, "ZwClose");
@@ -170,7 +154,7 @@ pub(crate) unsafe extern "C" fn ObOpenObjectByPointer(
     if !kind.is_null() && type_of(kind.cast()) != kind_of(object) {
         return STATUS_OBJECT_TYPE_MISMATCH;
     }
-    let opened = insert_handle_with(object, access, None, 0);
+    let opened = insert_handle_with(object, access, None);
     put!(handle, opened, API);
     STATUS_SUCCESS
 }

@@ -17,13 +17,11 @@ mod types;
 pub(crate) use directory::{
     insert_name, look_up, remove_name, remove_object_names, resolve, with_names,
 };
-pub(crate) use handle::{
-    close_handle, handles_in_use, insert_handle, insert_handle_with, object_of,
-};
+pub(crate) use handle::{close_handle, insert_handle, insert_handle_with, object_of};
 pub(crate) use reference::{
     count, dereference, forget, insert, kind_of, reference, reference_foreign,
 };
-pub(crate) use types::{ObType, type_of};
+pub(crate) use types::ObType;
 
 use namespace::Node;
 

@@ -3,7 +3,6 @@
 //! IRQL at most DISPATCH_LEVEL for counting; an object ends at PASSIVE_LEVEL.
 
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::ffi::c_void;
 
 use wdk_standin::wdk_sys::{
@@ -102,16 +101,6 @@ pub(crate) fn kind_of(object: *const c_void) -> Option<ObType> {
 /// Number of objects in the table.
 pub(crate) fn count() -> usize {
     OBJECTS.lock().len()
-}
-
-/// Addresses of the objects of one type.
-pub(crate) fn objects(kind: ObType) -> Vec<usize> {
-    let table = OBJECTS.lock();
-    table
-        .iter()
-        .filter(|(_, entry)| entry.kind == kind)
-        .map(|(&address, _)| address)
-        .collect()
 }
 
 /// Adds a reference and returns the new count.

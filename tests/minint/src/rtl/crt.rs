@@ -324,3 +324,105 @@ pub(crate) unsafe extern "C" fn atoi(string: *const c_char) -> c_int {
         .map(|&byte| u16::from(byte));
     super::integer::parse(units, 10).map_or(0, u32::cast_signed)
 }
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn strncat(
+    target: *mut c_char,
+    source: *const c_char,
+    limit: usize,
+) -> *mut c_char {
+    const API: &str = "strncat";
+    let length = bytes(target.cast_const().cast(), API).len();
+    let source = bounded(source.cast(), limit, API);
+    let end = target.cast::<u8>().wrapping_add(length);
+    copy(end, source, API);
+    put!(end.wrapping_add(source.len()), 0, API);
+    target
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn wcsncat(
+    target: *mut u16,
+    source: *const u16,
+    limit: usize,
+) -> *mut u16 {
+    const API: &str = "wcsncat";
+    let length = wide(target.cast_const(), API).len();
+    let source = wide_bounded(source, limit, API);
+    let end = target.wrapping_add(length);
+    copy(end, source, API);
+    put!(end.wrapping_add(source.len()), 0, API);
+    target
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn memchr(
+    block: *const core::ffi::c_void,
+    byte: c_int,
+    length: usize,
+) -> *mut core::ffi::c_void {
+    const API: &str = "memchr";
+    crate::ob::argument::check(block.cast::<u8>(), API);
+    // SAFETY: checked; the contract gives it `length` readable bytes.
+    let all = unsafe { core::slice::from_raw_parts(block.cast::<u8>(), length) };
+    let at = all.iter().position(|&other| other == (byte & 0xFF) as u8);
+    at.map_or(core::ptr::null_mut(), |at| {
+        block.cast_mut().wrapping_byte_add(at)
+    })
+}
+
+fn change_case(string: *mut c_char, f: fn(&u8) -> u8, api: &str) -> *mut c_char {
+    let length = bytes(string.cast_const().cast(), api).len();
+    for index in 0..length {
+        let at = string.cast::<u8>().wrapping_add(index);
+        let byte = *crate::ob::argument::own!(at);
+        put!(at, f(&byte), api);
+    }
+    string
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn _strlwr(string: *mut c_char) -> *mut c_char {
+    change_case(string, u8::to_ascii_lowercase, "_strlwr")
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn _strupr(string: *mut c_char) -> *mut c_char {
+    change_case(string, u8::to_ascii_uppercase, "_strupr")
+}
+
+fn class(character: c_int, f: fn(&u8) -> bool) -> c_int {
+    c_int::from(u8::try_from(character).is_ok_and(|byte| f(&byte)))
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn isdigit(character: c_int) -> c_int {
+    class(character, u8::is_ascii_digit)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn isxdigit(character: c_int) -> c_int {
+    class(character, u8::is_ascii_hexdigit)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn isspace(character: c_int) -> c_int {
+    class(character, |byte| {
+        byte.is_ascii_whitespace() || *byte == 0x0B
+    })
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn isupper(character: c_int) -> c_int {
+    class(character, u8::is_ascii_uppercase)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn islower(character: c_int) -> c_int {
+    class(character, u8::is_ascii_lowercase)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn isprint(character: c_int) -> c_int {
+    class(character, |byte| byte.is_ascii_graphic() || *byte == b' ')
+}

@@ -5,8 +5,10 @@
 //! arguments may be touched.
 
 mod ansi;
+mod bitmap;
 mod crt;
 pub(crate) mod format;
+mod guid;
 mod image;
 mod integer;
 pub(crate) mod security;

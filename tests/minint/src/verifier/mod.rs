@@ -13,7 +13,7 @@ use crate::io::{device, irp, mdl, workitem};
 use crate::ke::bugcheck;
 use crate::ldr::Module;
 use crate::ob::argument::own;
-use crate::{ex, ldr, log, mm};
+use crate::{ex, ldr, mm};
 
 const DRIVER_VERIFIER_DETECTED_VIOLATION: u32 = 0xC4;
 /// "A driver has forgotten to free its pool allocations prior to unloading."
@@ -41,17 +41,19 @@ impl Report<'_> {
 }
 
 /// Checks what hangs on a driver object whose `DriverUnload` has returned, or
-/// whose `DriverEntry` has failed.
+/// whose `DriverEntry` has failed, and what its code has left.
 pub(crate) fn driver_gone(driver: PDRIVER_OBJECT) {
-    let module = crate::io::driver::module_of(driver);
-    let mut name = [0u8; 32];
-    let mut length = 0;
-    ldr::describe(own!(driver).DriverStart.addr(), &mut |text, _| {
-        length = text.len().min(name.len());
-        name[..length].copy_from_slice(&text.as_bytes()[..length]);
-    });
-    let who = core::str::from_utf8(&name[..length]).unwrap_or("?");
-    let mut report = Report { who, count: 0 };
+    let number = crate::io::driver::module_of(driver);
+    let Some(module) = ldr::modules()
+        .into_iter()
+        .find(|module| module.number == number)
+    else {
+        return;
+    };
+    let mut report = Report {
+        who: &module.name,
+        count: 0,
+    };
     for found in device::of_driver(driver) {
         let found: PDEVICE_OBJECT = found;
         report.add(format_args!(
@@ -59,7 +61,7 @@ pub(crate) fn driver_gone(driver: PDRIVER_OBJECT) {
             device::name_of(found)
         ));
     }
-    device::links_of(module, &mut |path| {
+    device::links_of(number, &mut |path| {
         report.add(format_args!("the symbolic link \"{path}\""));
     });
     workitem::outstanding(&mut |item, owner| {
@@ -72,16 +74,23 @@ pub(crate) fn driver_gone(driver: PDRIVER_OBJECT) {
             report.add(format_args!("the request (IRP) {:#x}", alive.irp));
         }
     });
+    code(&module, &mut report);
     report.end();
 }
 
-/// Checks what the code of a module that is about to go has left.
+/// Checks what the code of a library that is about to go has left.
 pub(crate) fn unloaded(module: &Module) {
-    let range = module.base..module.base + module.size;
     let mut report = Report {
         who: &module.name,
         count: 0,
     };
+    code(module, &mut report);
+    report.end();
+}
+
+/// What a module's code allocated or registered and is still there.
+fn code(module: &Module, report: &mut Report<'_>) {
+    let range = module.base..module.base + module.size;
     mm::pool::outstanding(module.number, &mut |block| {
         let tag = block.tag.to_le_bytes();
         report.add(format_args!(
@@ -121,5 +130,4 @@ pub(crate) fn unloaded(module: &Module) {
     });
     mdl::outstanding(&mut |_, owner| routine("an MDL", owner));
     irp::alive(&mut |alive| routine("an allocated IRP", alive.owner));
-    report.end();
 }
