@@ -2,6 +2,8 @@
 
 #[cfg(feature = "imports")]
 mod print;
+#[cfg(feature = "kmdf")]
+pub mod wdf;
 
 #[cfg(feature = "imports")]
 pub use print::_print;
