@@ -9,6 +9,22 @@
 #![no_std]
 #![allow(non_snake_case, reason = "exports bear Microsoft's names")]
 #![allow(non_upper_case_globals, reason = "exports bear Microsoft's names")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "what a caller of an export promises is on Microsoft's page of it"
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_ptr_alignment,
+    reason = "registers, table entries and C types are cut to their parts on purpose; the target is x86-64"
+)]
+#![allow(
+    clippy::must_use_candidate,
+    clippy::missing_panics_doc,
+    reason = "nobody links this crate: its users are its own folders and drivers"
+)]
 
 extern crate alloc;
 

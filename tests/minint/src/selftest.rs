@@ -2,6 +2,7 @@
 //! exports as a driver calls them, on every processor. Ends the machine with 0 if
 //! all hold, with 1 at the first that does not.
 
+use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr;
@@ -10,14 +11,21 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::hal::{boot, clock, cpu, instr, power};
 use crate::ke::affinity::{self, GroupAffinity, ProcessorNumber};
 use crate::ke::event::{self, Event};
-use crate::ke::{self, dpc, extended, ipi, irql, mutex, nmi, semaphore, spinlock_exports, thread, time, timer, wait};
+use crate::ke::{
+    self, dpc, extended, ipi, irql, mutex, nmi, semaphore, spinlock_exports, thread, time, timer,
+    wait,
+};
 use crate::mm::{PAGE_SIZE, contiguous, io_space, mdl, paging, physical, pool, query};
 use crate::ps;
 
 macro_rules! check {
     ($condition:expr) => {
         if !$condition {
-            log!("SELFTEST line {}: {} does not hold", line!(), stringify!($condition));
+            log!(
+                "SELFTEST line {}: {} does not hold",
+                line!(),
+                stringify!($condition)
+            );
             power::exit(1);
         }
     };
@@ -41,7 +49,7 @@ macro_rules! call {
 
 type Part = (&'static str, fn());
 
-const PARTS: [Part; 16] = [
+const PARTS: [Part; 17] = [
     ("tables", tables),
     ("firmware", firmware_state),
     ("pool", pool_blocks),
@@ -52,6 +60,7 @@ const PARTS: [Part; 16] = [
     ("dpc", dpcs),
     ("ipi", ipis),
     ("wait", waits),
+    ("lock", locks),
     ("timer", timers),
     ("threads", threads),
     ("extended state", extended_state),
@@ -70,7 +79,11 @@ pub(crate) fn run() -> ! {
         }
     }
     wait::sleep(100_000);
-    log!("{} pages less are free, small blocks {:?}", free as isize - physical::free_pages() as isize, pool::usage());
+    log!(
+        "{} pages less are free, small blocks {:?}",
+        free as isize - physical::free_pages() as isize,
+        pool::usage()
+    );
     drills();
     log!("SELFTEST passed");
     power::exit(0)
@@ -78,8 +91,13 @@ pub(crate) fn run() -> ! {
 
 /// `drill=`: things that must end in a bugcheck.
 fn drills() {
-    let Some(drill) = boot::option("drill") else { return };
-    let allocate = typed!(pool::ExAllocatePool2, unsafe extern "C" fn(u64, usize, u32) -> *mut u8);
+    let Some(drill) = boot::option("drill") else {
+        return;
+    };
+    let allocate = typed!(
+        pool::ExAllocatePool2,
+        unsafe extern "C" fn(u64, usize, u32) -> *mut u8
+    );
     let block = call!(allocate(0x40, 100, 1));
     match drill {
         "read-null" => {
@@ -121,6 +139,7 @@ fn drills() {
 }
 
 #[inline(never)]
+#[expect(unconditional_recursion, reason = "the overflow is the point")]
 fn deep(level: usize) {
     let space = [level; 100];
     core::hint::black_box(&space);
@@ -135,9 +154,13 @@ fn tables() {
     // SAFETY: as above.
     let lstar = unsafe { instr::rdmsr(0xC000_0082) } as usize;
     check!(lstar.wrapping_sub(boot::kernel_base()) < boot::kernel_size());
-    let text = paging::leaf(paging::system_root(), run as *const () as usize).map(|(entry, _)| entry.load(Ordering::Relaxed));
-    check!(text.is_some_and(|entry| entry & (paging::WRITE | paging::NO_EXECUTE | paging::USER) == 0));
-    let data = paging::leaf(paging::system_root(), (&raw const COUNT) as usize).map(|(entry, _)| entry.load(Ordering::Relaxed));
+    let text = paging::leaf(paging::system_root(), run as *const () as usize)
+        .map(|(entry, _)| entry.load(Ordering::Relaxed));
+    check!(
+        text.is_some_and(|entry| entry & (paging::WRITE | paging::NO_EXECUTE | paging::USER) == 0)
+    );
+    let data = paging::leaf(paging::system_root(), (&raw const COUNT) as usize)
+        .map(|(entry, _)| entry.load(Ordering::Relaxed));
     check!(data.is_some_and(|entry| entry & paging::WRITE != 0 && entry & paging::NO_EXECUTE != 0));
     check!(irql::current() == 0);
     check!(instr::read_flags() & 0x200 != 0);
@@ -161,10 +184,10 @@ fn firmware_state() {
     let read = |register| unsafe { instr::rdmsr(register) };
     let sum = || {
         let variable = read(0xFE) & 0xFF;
-        (0..2 * variable as u32).map(|number| read(0x200 + number)).chain([read(0x277), read(0x2FF), read(0x250)]).fold(
-            0u64,
-            |sum, value| sum.rotate_left(7) ^ value,
-        )
+        (0..2 * variable as u32)
+            .map(|number| read(0x200 + number))
+            .chain([read(0x277), read(0x2FF), read(0x250)])
+            .fold(0u64, |sum, value| sum.rotate_left(7) ^ value)
     };
     let expected = sum();
     check!(read(0x277) == 0x0007_0106_0007_0106);
@@ -194,9 +217,17 @@ fn firmware_state() {
 }
 
 fn pool_blocks() {
-    let allocate = typed!(pool::ExAllocatePool2, unsafe extern "C" fn(u64, usize, u32) -> *mut u8);
-    let old = typed!(pool::ExAllocatePoolWithTag, unsafe extern "C" fn(i32, usize, u32) -> *mut u8);
-    for size in [1, 8, 16, 31, 100, 500, 1000, 2000, 3900, 4000, 4095, 4096, 4097, 8192, 100_000] {
+    let allocate = typed!(
+        pool::ExAllocatePool2,
+        unsafe extern "C" fn(u64, usize, u32) -> *mut u8
+    );
+    let old = typed!(
+        pool::ExAllocatePoolWithTag,
+        unsafe extern "C" fn(i32, usize, u32) -> *mut u8
+    );
+    for size in [
+        1, 8, 16, 31, 100, 500, 1000, 2000, 3900, 4000, 4095, 4096, 4097, 8192, 100_000,
+    ] {
         let block = call!(allocate(0x40, size, 0x3131_3131));
         check!(!block.is_null());
         let aligned = if size >= PAGE_SIZE { PAGE_SIZE } else { 16 };
@@ -208,7 +239,8 @@ fn pool_blocks() {
         let bytes = unsafe { core::slice::from_raw_parts_mut(block, size) };
         check!(bytes.iter().all(|&byte| byte == 0));
         bytes.fill(0x77);
-        let entry = paging::leaf(paging::system_root(), block as usize).map(|(entry, _)| entry.load(Ordering::Relaxed));
+        let entry = paging::leaf(paging::system_root(), block as usize)
+            .map(|(entry, _)| entry.load(Ordering::Relaxed));
         check!(entry.is_some_and(|entry| entry & paging::NO_EXECUTE != 0));
         let physical = call!(query::MmGetPhysicalAddress(block.cast())) as u64;
         check!(physical::is_ram(physical, 1));
@@ -221,7 +253,8 @@ fn pool_blocks() {
     // Executable pool runs code.
     for (pool_type, executable) in [(0, true), (512, false)] {
         let block = call!(old(pool_type, 64, 0x3232_3232));
-        let entry = paging::leaf(paging::system_root(), block as usize).map(|(entry, _)| entry.load(Ordering::Relaxed));
+        let entry = paging::leaf(paging::system_root(), block as usize)
+            .map(|(entry, _)| entry.load(Ordering::Relaxed));
         check!(entry.is_some_and(|entry| (entry & paging::NO_EXECUTE == 0) == executable));
         if executable {
             let code = [0xB8u8, 0x2A, 0, 0, 0, 0xC3];
@@ -259,24 +292,41 @@ fn contiguous_memory() {
         contiguous::MmAllocateContiguousMemorySpecifyCache,
         unsafe extern "C" fn(usize, i64, i64, i64, i32) -> *mut u8
     );
-    let block = call!(allocate(10 * PAGE_SIZE, 0x200_0000, 0x2FF_FFFF, 0x10_0000, 1));
+    let block = call!(allocate(
+        10 * PAGE_SIZE,
+        0x200_0000,
+        0x2FF_FFFF,
+        0x10_0000,
+        1
+    ));
     check!(!block.is_null());
     let first = call!(query::MmGetPhysicalAddress(block.cast())) as u64;
     check!(first >= 0x200_0000 && first + 10 * 4096 <= 0x300_0000);
     check!(first >> 20 == (first + 10 * 4096 - 1) >> 20);
     for page in 0..10 {
         let at = block.wrapping_add(page * PAGE_SIZE);
-        check!(call!(query::MmGetPhysicalAddress(at.cast())) as u64 == first + (page * PAGE_SIZE) as u64);
+        check!(
+            call!(query::MmGetPhysicalAddress(at.cast())) as u64
+                == first + (page * PAGE_SIZE) as u64
+        );
     }
     call!(contiguous::MmFreeContiguousMemory(block.cast()));
     check!(call!(allocate(PAGE_SIZE, 0x8000_0000_0000, i64::MAX, 0, 1)).is_null());
 }
 
 fn views() {
-    let allocate = typed!(pool::ExAllocatePool2, unsafe extern "C" fn(u64, usize, u32) -> *mut u8);
-    let map = typed!(io_space::MmMapIoSpace, unsafe extern "C" fn(i64, usize, i32) -> *mut u8);
+    let allocate = typed!(
+        pool::ExAllocatePool2,
+        unsafe extern "C" fn(u64, usize, u32) -> *mut u8
+    );
+    let map = typed!(
+        io_space::MmMapIoSpace,
+        unsafe extern "C" fn(i64, usize, i32) -> *mut u8
+    );
     let block = call!(allocate(0x40, 3 * PAGE_SIZE, 0x3434_3434));
-    let physical = call!(query::MmGetPhysicalAddress(block.wrapping_add(0x123).cast()));
+    let physical = call!(query::MmGetPhysicalAddress(
+        block.wrapping_add(0x123).cast()
+    ));
     let view = call!(map(physical, 16, 1));
     check!(view as usize & 0xFFF == 0x123);
     // SAFETY: 16 mapped bytes.
@@ -286,13 +336,16 @@ fn views() {
     call!(io_space::MmUnmapIoSpace(view.cast(), 16));
     check!(call!(query::MmIsAddressValid(view.cast())) == 0);
 
-    let mut list = [0u64; 16];
-    let header = list.as_mut_ptr().cast::<mdl::Mdl>();
+    let list = [const { Cell::new(0u64) }; 16];
+    let header = list.as_ptr().cast_mut().cast::<mdl::Mdl>();
     // What IoAllocateMdl writes: size, start, length, offset.
-    list[1] = (48 + 3 * 8) as u64;
-    list[4] = block as u64;
-    list[5] = (PAGE_SIZE * 2) as u64 | 0x10 << 32;
-    let lock = typed!(mdl::MmProbeAndLockPages, unsafe extern "C" fn(*mut mdl::Mdl, i8, i32));
+    list[1].set((48 + 3 * 8) as u64);
+    list[4].set(block as u64);
+    list[5].set((PAGE_SIZE * 2) as u64 | 0x10 << 32);
+    let lock = typed!(
+        mdl::MmProbeAndLockPages,
+        unsafe extern "C" fn(*mut mdl::Mdl, i8, i32)
+    );
     let map = typed!(
         mdl::MmMapLockedPagesSpecifyCache,
         unsafe extern "C" fn(*mut mdl::Mdl, i8, i32, *mut c_void, u32, u32) -> *mut u8
@@ -305,7 +358,8 @@ fn views() {
     // SAFETY: inside the block.
     check!(unsafe { block.wrapping_add(PAGE_SIZE + 0x10).read() } == 0x66);
     check!(call!(mdl::MmProtectMdlSystemAddress(header, 0x02)) == 0);
-    let entry = paging::leaf(paging::system_root(), view as usize).map(|(entry, _)| entry.load(Ordering::Relaxed));
+    let entry = paging::leaf(paging::system_root(), view as usize)
+        .map(|(entry, _)| entry.load(Ordering::Relaxed));
     check!(entry.is_some_and(|entry| entry & paging::WRITE == 0));
     call!(mdl::MmUnmapLockedPages(view.cast(), header));
     call!(mdl::MmUnlockPages(header));
@@ -319,7 +373,8 @@ fn views() {
     check!(!list.is_null());
     let view = call!(map(list, 0, 1, ptr::null_mut(), 0, 16));
     // SAFETY: five mapped pages.
-    check!(unsafe { core::slice::from_raw_parts(view, 5 * PAGE_SIZE) }.iter().all(|&byte| byte == 0));
+    let bytes = unsafe { core::slice::from_raw_parts(view, 5 * PAGE_SIZE) };
+    check!(bytes.iter().all(|&byte| byte == 0));
     call!(mdl::MmUnmapLockedPages(view.cast(), list));
     call!(mdl::MmFreePagesFromMdl(list));
     call!(pool::ExFreePool(list.cast()));
@@ -327,11 +382,37 @@ fn views() {
     let mut got = 0;
     let mut bytes = [0u8; 16];
     let source = boot::kernel_base() as u64;
-    check!(call!(query::MmCopyMemory(bytes.as_mut_ptr(), source, 16, 2, &raw mut got)) == 0 && got == 16);
+    check!(
+        call!(query::MmCopyMemory(
+            bytes.as_mut_ptr(),
+            source,
+            16,
+            2,
+            &raw mut got
+        )) == 0
+            && got == 16
+    );
     check!(&bytes[..2] == b"MZ");
-    check!(call!(query::MmCopyMemory(bytes.as_mut_ptr(), 0x10_0000, 16, 1, &raw mut got)) == 0);
+    check!(
+        call!(query::MmCopyMemory(
+            bytes.as_mut_ptr(),
+            0x10_0000,
+            16,
+            1,
+            &raw mut got
+        )) == 0
+    );
     check!(&bytes[..8] == b"MININTBT");
-    check!(call!(query::MmCopyMemory(bytes.as_mut_ptr(), 0xFEE0_0000, 16, 1, &raw mut got)) != 0 && got == 0);
+    check!(
+        call!(query::MmCopyMemory(
+            bytes.as_mut_ptr(),
+            0xFEE0_0000,
+            16,
+            1,
+            &raw mut got
+        )) != 0
+            && got == 0
+    );
     let ranges = call!(query::MmGetPhysicalMemoryRanges());
     check!(!ranges.is_null());
     call!(pool::ExFreePool(ranges.cast()));
@@ -386,7 +467,10 @@ fn shoot_down() {
                 let frame = frames[(round as usize + 1) & 1];
                 want.store(0, Ordering::SeqCst);
                 let entry = paging::leaf(paging::system_root(), at).expect("mapped").0;
-                entry.store(frame | paging::Rights::ReadOnly.kernel_bits(), Ordering::SeqCst);
+                entry.store(
+                    frame | paging::Rights::ReadOnly.kernel_bits(),
+                    Ordering::SeqCst,
+                );
                 crate::mm::tlb::flush(at, 1);
                 want.store(1 + ((round + 1) & 1), Ordering::SeqCst);
                 clock::stall(2);
@@ -408,7 +492,7 @@ fn shoot_down() {
     let _ = paging::unmap(paging::system_root(), at);
     crate::mm::tlb::flush(at, 1);
     crate::mm::region::SYSTEM.release(at, 1);
-    frames.map(physical::free);
+    frames.into_iter().for_each(physical::free);
 }
 
 fn affinities() {
@@ -418,23 +502,39 @@ fn affinities() {
         let number = (round * 5 + 1) % count;
         let wanted = [1u64 << number, 0];
         let mut previous = GroupAffinity::default();
-        call!(affinity::KeSetSystemGroupAffinityThread(wanted.as_ptr().cast(), &raw mut previous));
+        call!(affinity::KeSetSystemGroupAffinityThread(
+            wanted.as_ptr().cast(),
+            &raw mut previous
+        ));
         check!(call!(affinity::KeGetCurrentProcessorNumberEx(ptr::null_mut())) == number);
         let mut processor = MaybeUninit::<ProcessorNumber>::uninit();
-        check!(call!(affinity::KeGetProcessorNumberFromIndex(number, processor.as_mut_ptr())) == 0);
+        check!(
+            call!(affinity::KeGetProcessorNumberFromIndex(
+                number,
+                processor.as_mut_ptr()
+            )) == 0
+        );
         check!(call!(affinity::KeGetProcessorIndexFromNumber(processor.as_ptr())) == number);
         // SAFETY: every processor has the register.
         check!(unsafe { instr::rdmsr(0xC000_0080) } & 0xD01 == 0xD01);
-        call!(affinity::KeRevertToUserGroupAffinityThread(&raw const previous));
+        call!(affinity::KeRevertToUserGroupAffinityThread(
+            &raw const previous
+        ));
     }
     check!(thread::current().affinity.get() == thread::all_cpus());
 }
 
-unsafe extern "C" fn count_dpc(_: *mut c_void, context: *mut c_void, a: *mut c_void, b: *mut c_void) {
+unsafe extern "C" fn count_dpc(
+    _: *mut c_void,
+    context: *mut c_void,
+    a: *mut c_void,
+    b: *mut c_void,
+) {
     check!(irql::current() == 2);
     check!(a as usize + 1 == b as usize);
     // SAFETY: the counter that the test gave.
-    unsafe { &*context.cast::<AtomicU64>() }.fetch_add(1 << (8 * ke::current_cpu()), Ordering::AcqRel);
+    unsafe { &*context.cast::<AtomicU64>() }
+        .fetch_add(1 << (8 * ke::current_cpu()), Ordering::AcqRel);
 }
 
 fn dpcs() {
@@ -444,13 +544,21 @@ fn dpcs() {
     let used = ke::cpu_count().min(8) as usize;
     for (number, dpc) in all.iter_mut().enumerate().take(used) {
         let dpc = ptr::from_mut(dpc).cast::<c_void>();
-        call!(dpc::KeInitializeDpc(dpc, count_dpc as *const () as *mut c_void, context));
+        call!(dpc::KeInitializeDpc(
+            dpc,
+            count_dpc as *const () as *mut c_void,
+            context
+        ));
         call!(dpc::KeSetTargetProcessorDpc(dpc, number as i8));
     }
     for round in 0..20 {
         for dpc in all.iter_mut().take(used) {
             let dpc = ptr::from_mut(dpc).cast::<c_void>();
-            let queued = call!(dpc::KeInsertQueueDpc(dpc, 7 as *mut c_void, 8 as *mut c_void));
+            let queued = call!(dpc::KeInsertQueueDpc(
+                dpc,
+                7 as *mut c_void,
+                8 as *mut c_void
+            ));
             check!(queued == 1);
         }
         call!(dpc::KeFlushQueuedDpcs());
@@ -459,11 +567,27 @@ fn dpcs() {
     }
     // At DISPATCH_LEVEL a DPC waits; inserted twice it stands once; it can be taken back.
     let dpc = ptr::from_mut(&mut all[0]).cast::<c_void>();
-    call!(dpc::KeInitializeDpc(dpc, count_dpc as *const () as *mut c_void, context));
+    call!(dpc::KeInitializeDpc(
+        dpc,
+        count_dpc as *const () as *mut c_void,
+        context
+    ));
     let before = count.load(Ordering::Acquire);
     let old = call!(time::KeRaiseIrqlToDpcLevel());
-    check!(call!(dpc::KeInsertQueueDpc(dpc, 7 as *mut c_void, 8 as *mut c_void)) == 1);
-    check!(call!(dpc::KeInsertQueueDpc(dpc, 7 as *mut c_void, 8 as *mut c_void)) == 0);
+    check!(
+        call!(dpc::KeInsertQueueDpc(
+            dpc,
+            7 as *mut c_void,
+            8 as *mut c_void
+        )) == 1
+    );
+    check!(
+        call!(dpc::KeInsertQueueDpc(
+            dpc,
+            7 as *mut c_void,
+            8 as *mut c_void
+        )) == 0
+    );
     clock::stall(50);
     check!(count.load(Ordering::Acquire) == before);
     check!(call!(dpc::KeRemoveQueueDpc(dpc)) == 1);
@@ -501,7 +625,11 @@ fn waits() {
     static PING: Event = Event::new();
     static PONG: Event = Event::new();
     for event in [&PING, &PONG] {
-        call!(event::KeInitializeEvent(ptr::from_ref(event).cast_mut().cast(), 1, 0));
+        call!(event::KeInitializeEvent(
+            ptr::from_ref(event).cast_mut().cast(),
+            1,
+            0
+        ));
     }
     if ke::cpu_count() > 1 {
         on_all(&|number| match number {
@@ -521,11 +649,23 @@ fn waits() {
         });
     }
     // Timeouts and multiple objects.
-    let objects = [ptr::from_ref(&PING).cast_mut().cast::<c_void>(), ptr::from_ref(&PONG).cast_mut().cast()];
+    let objects = [
+        ptr::from_ref(&PING).cast_mut().cast::<c_void>(),
+        ptr::from_ref(&PONG).cast_mut().cast(),
+    ];
     let mut timeout = -20_000i64;
     let wait_for = |wait_type: i32, timeout: *mut i64| {
         let objects = objects.as_ptr().cast_mut();
-        call!(wait::KeWaitForMultipleObjects(2, objects, wait_type, 0, 0, 0, timeout, ptr::null_mut()))
+        call!(wait::KeWaitForMultipleObjects(
+            2,
+            objects,
+            wait_type,
+            0,
+            0,
+            0,
+            timeout,
+            ptr::null_mut()
+        ))
     };
     let from = clock::interrupt_time();
     check!(wait_for(1, &raw mut timeout) == 0x102);
@@ -539,10 +679,17 @@ fn waits() {
     check!(PING.header.signal.get() == 0 && PONG.header.signal.get() == 0);
     let mut zero = 0;
     check!(wait_for(1, &raw mut zero) == 0x102);
-    // Mutex, semaphore, fast mutex and spin lock guard a plain counter.
+}
+
+/// Mutex, semaphore, fast mutex and spin lock guard a plain counter.
+fn locks() {
     let mut storage = [[0u64; 16]; 3];
     let [mutant, count, fast] = &mut storage;
-    let (mutant, count, fast) = (mutant.as_mut_ptr() as usize, count.as_mut_ptr() as usize, fast.as_mut_ptr() as usize);
+    let (mutant, count, fast) = (
+        mutant.as_mut_ptr() as usize,
+        count.as_mut_ptr() as usize,
+        fast.as_mut_ptr() as usize,
+    );
     call!(mutex::KeInitializeMutex(mutant as *mut c_void, 0));
     call!(semaphore::KeInitializeSemaphore(count as *mut c_void, 1, 1));
     call!(mutex::ExInitializeFastMutex(fast as *mut c_void));
@@ -554,11 +701,23 @@ fn waits() {
     };
     on_all(&|_| {
         for _ in 0..50 {
-            let status = call!(wait::KeWaitForSingleObject(mutant as *mut c_void, 0, 0, 0, ptr::null_mut()));
+            let status = call!(wait::KeWaitForSingleObject(
+                mutant as *mut c_void,
+                0,
+                0,
+                0,
+                ptr::null_mut()
+            ));
             check!(status == 0);
             step(&values[0]);
             call!(mutex::KeReleaseMutex(mutant as *mut c_void, 0));
-            call!(wait::KeWaitForSingleObject(count as *mut c_void, 0, 0, 0, ptr::null_mut()));
+            call!(wait::KeWaitForSingleObject(
+                count as *mut c_void,
+                0,
+                0,
+                0,
+                ptr::null_mut()
+            ));
             step(&values[1]);
             call!(semaphore::KeReleaseSemaphore(count as *mut c_void, 0, 1, 0));
             call!(mutex::ExAcquireFastMutex(fast as *mut c_void));
@@ -575,21 +734,38 @@ fn waits() {
 }
 
 fn timers() {
-    let count = AtomicU64::new(0);
-    let context = ptr::from_ref(&count).cast_mut().cast::<c_void>();
-    unsafe extern "C" fn tick(_: *mut c_void, context: *mut c_void, _: *mut c_void, _: *mut c_void) {
+    unsafe extern "C" fn tick(
+        _: *mut c_void,
+        context: *mut c_void,
+        _: *mut c_void,
+        _: *mut c_void,
+    ) {
         // SAFETY: the counter that the test gave.
         unsafe { &*context.cast::<AtomicU64>() }.fetch_add(1, Ordering::AcqRel);
     }
+    let count = AtomicU64::new(0);
+    let context = ptr::from_ref(&count).cast_mut().cast::<c_void>();
     let mut dpc = dpc::Dpc::new();
     let dpc = ptr::from_mut(&mut dpc).cast::<c_void>();
-    call!(dpc::KeInitializeDpc(dpc, tick as *const () as *mut c_void, context));
+    call!(dpc::KeInitializeDpc(
+        dpc,
+        tick as *const () as *mut c_void,
+        context
+    ));
     let mut object = timer::Timer::new();
     let object = ptr::from_mut(&mut object).cast::<c_void>();
     call!(timer::KeInitializeTimerEx(object, 1));
     check!(call!(timer::KeSetTimerEx(object, -30_000, 2, dpc)) == 0);
     for _ in 0..5 {
-        check!(call!(wait::KeWaitForSingleObject(object, 0, 0, 0, ptr::null_mut())) == 0);
+        check!(
+            call!(wait::KeWaitForSingleObject(
+                object,
+                0,
+                0,
+                0,
+                ptr::null_mut()
+            )) == 0
+        );
     }
     check!(call!(timer::KeCancelTimer(object)) == 1);
     check!(call!(timer::KeCancelTimer(object)) == 0);
@@ -632,7 +808,17 @@ fn threads() {
     let mut handle = 0;
     let none = ptr::null_mut();
     for _ in 0..number {
-        check!(call!(create(&raw mut handle, 0x1F_FFFF, none, none, none, spin, 0)) == 0);
+        check!(
+            call!(create(
+                &raw mut handle,
+                0x1F_FFFF,
+                none,
+                none,
+                none,
+                spin,
+                0
+            )) == 0
+        );
     }
     wait::sleep(600_000);
     STOP.store(1, Ordering::Release);
@@ -664,7 +850,10 @@ fn nmis() {
         CLAIMED.fetch_add(1, Ordering::AcqRel);
         1
     }
-    let handle = call!(nmi::KeRegisterNmiCallback(claim as *const () as *mut c_void, ptr::null_mut()));
+    let handle = call!(nmi::KeRegisterNmiCallback(
+        claim as *const () as *mut c_void,
+        ptr::null_mut()
+    ));
     check!(!handle.is_null());
     let unclaimed = nmi::unclaimed();
     for round in 0..20u64 {
@@ -700,7 +889,8 @@ fn restarts() {
     }
     for _ in 0..3 {
         SEEN.store(0, Ordering::Release);
-        let thread = thread::create(ps::process::system(), sacrifice, last as usize).expect("memory");
+        let thread =
+            thread::create(ps::process::system(), sacrifice, last as usize).expect("memory");
         thread::start(thread);
         while SEEN.load(Ordering::Acquire) == 0 {
             wait::sleep(10_000);
@@ -715,7 +905,8 @@ fn restarts() {
 }
 
 fn ring3() {
-    let run = |name, argument| ps::user::start(name, argument).and_then(|id| ps::user::wait(id).ok_or(0));
+    let run =
+        |name, argument| ps::user::start(name, argument).and_then(|id| ps::user::wait(id).ok_or(0));
     check!(run("hello", 0) == Ok(0));
     check!(run("compute", 100) == Ok(0));
     check!(run("jit", 100) == Ok(0));

@@ -104,10 +104,10 @@ fn memory_types() {
     };
     if by_ram {
         powers_of_two(0, low, &mut |start, length| {
-            range(start, length, WRITE_BACK)
+            range(start, length, WRITE_BACK);
         });
         powers_of_two(1 << 32, high, &mut |start, length| {
-            range(start, length, WRITE_BACK)
+            range(start, length, WRITE_BACK);
         });
     } else {
         range(0xC000_0000, 0x4000_0000, UNCACHEABLE);
@@ -118,7 +118,7 @@ fn memory_types() {
         instr::wrmsr(
             IA32_MTRR_DEF_TYPE,
             default | u64::from(fixed) << 10 | 1 << 11,
-        )
+        );
     };
     instr::wbinvd();
     // SAFETY: caches on again.

@@ -19,7 +19,7 @@ pub unsafe fn inb(port: u16) -> u8 {
     let value;
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags));
     };
     value
 }
@@ -31,7 +31,7 @@ pub unsafe fn inb(port: u16) -> u8 {
 pub unsafe fn outb(port: u16, value: u8) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags));
     };
 }
 
@@ -43,7 +43,7 @@ pub unsafe fn inl(port: u16) -> u32 {
     let value;
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
+        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags));
     };
     value
 }
@@ -55,7 +55,7 @@ pub unsafe fn inl(port: u16) -> u32 {
 pub unsafe fn outl(port: u16, value: u32) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
+        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags));
     };
 }
 
@@ -66,7 +66,7 @@ pub unsafe fn outl(port: u16, value: u32) {
 pub unsafe fn outw(port: u16, value: u16) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags))
+        asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags));
     };
 }
 
@@ -78,7 +78,7 @@ pub unsafe fn inw(port: u16) -> u16 {
     let value;
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags))
+        asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack, preserves_flags));
     };
     value
 }
@@ -91,7 +91,7 @@ pub unsafe fn rdmsr(register: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
     };
     u64::from(high) << 32 | u64::from(low)
 }
@@ -205,7 +205,7 @@ pub fn gs_u32<const OFFSET: usize>() -> u32 {
     let value;
     // SAFETY: GS points to the KPCR from the first instructions of each processor on.
     unsafe {
-        asm!("mov {:e}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly))
+        asm!("mov {:e}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly));
     };
     value
 }
@@ -215,7 +215,7 @@ pub fn gs_u64<const OFFSET: usize>() -> u64 {
     let value;
     // SAFETY: as for `gs_u32`.
     unsafe {
-        asm!("mov {}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly))
+        asm!("mov {}, gs:[{}]", out(reg) value, const OFFSET, options(nostack, preserves_flags, readonly));
     };
     value
 }
@@ -234,7 +234,7 @@ pub unsafe fn lgdt(base: u64, limit: u16) {
     let register = TableRegister { limit, base };
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("lgdt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly))
+        asm!("lgdt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly));
     };
 }
 
@@ -246,7 +246,7 @@ pub unsafe fn lidt(base: u64, limit: u16) {
     let register = TableRegister { limit, base };
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("lidt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly))
+        asm!("lidt [{}]", in(reg) &raw const register, options(nostack, preserves_flags, readonly));
     };
 }
 
@@ -427,7 +427,7 @@ pub unsafe fn xgetbv() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: forwarded to the caller.
     unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
     };
     u64::from(high) << 32 | u64::from(low)
 }

@@ -116,7 +116,9 @@ fn arrive(number: u32) {
     cpu::initialize(number);
     firmware::initialize(false);
     let id = apic::initialize(false);
-    cpu::of(number as usize).apic_id.store(id, Ordering::Release);
+    cpu::of(number as usize)
+        .apic_id
+        .store(id, Ordering::Release);
 }
 
 /// First instructions of the kernel on an application processor.

@@ -135,7 +135,7 @@ pub unsafe extern "C" fn KeSetSystemGroupAffinityThread(
             previous.write(GroupAffinity {
                 mask: old,
                 ..GroupAffinity::default()
-            })
+            });
         };
     }
 }
@@ -176,7 +176,7 @@ pub unsafe extern "C" fn KeGetCurrentProcessorNumberEx(number: *mut ProcessorNum
                 group: 0,
                 number: current as u8,
                 reserved: 0,
-            })
+            });
         };
     }
     current
@@ -203,7 +203,7 @@ pub unsafe extern "C" fn KeGetProcessorNumberFromIndex(
             group: 0,
             number: index as u8,
             reserved: 0,
-        })
+        });
     };
     0
 }

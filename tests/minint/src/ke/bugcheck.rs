@@ -160,11 +160,10 @@ fn describe(what: &str, address: usize) {
     let base = boot::kernel_base();
     if address.wrapping_sub(base) < boot::kernel_size() {
         log!("{what}: {address:x} ntoskrnl+{:x}", address - base);
-        return;
     }
     #[cfg(not(feature = "core-only"))]
     crate::ldr::describe(address, &mut |module, offset| {
-        log!("{what}: {address:x} {module}+{offset:x}")
+        log!("{what}: {address:x} {module}+{offset:x}");
     });
 }
 

@@ -34,13 +34,19 @@ pub struct DeviceQueueEntry {
 
 const DEVICE_QUEUE_OBJECT: i16 = 20;
 const _: () = assert!(size_of::<DeviceQueue>() == size_of::<wdk_standin::wdk_sys::KDEVICE_QUEUE>());
-const _: () = assert!(size_of::<DeviceQueueEntry>() == size_of::<wdk_standin::wdk_sys::KDEVICE_QUEUE_ENTRY>());
+const _: () = assert!(
+    size_of::<DeviceQueueEntry>() == size_of::<wdk_standin::wdk_sys::KDEVICE_QUEUE_ENTRY>()
+);
 
 fn queue<'a>(object: *mut c_void, api: &str) -> &'a DeviceQueue {
     require!(!object.is_null(), api, "the queue is NULL");
     // SAFETY: the caller vouches for the queue; its type is checked next.
     let queue = unsafe { &*object.cast::<DeviceQueue>() };
-    require!(queue.kind.get() == DEVICE_QUEUE_OBJECT, api, "{object:p} is no initialised device queue");
+    require!(
+        queue.kind.get() == DEVICE_QUEUE_OBJECT,
+        api,
+        "{object:p} is no initialised device queue"
+    );
     queue
 }
 
@@ -87,7 +93,11 @@ fn insert(object: *mut c_void, new: *mut c_void, key: Option<u32>, api: &str) ->
             new.inserted.set(0);
             return 0;
         }
-        let mut before = if key.is_some() { queue.head.first() } else { None };
+        let mut before = if key.is_some() {
+            queue.head.first()
+        } else {
+            None
+        };
         while let Some(link) = before {
             if entry_of(link).key.get() > new.key.get() {
                 break;
@@ -111,7 +121,11 @@ pub unsafe extern "C" fn KeInsertDeviceQueue(queue: *mut c_void, entry: *mut c_v
 
 /// `KeInsertByKeyDeviceQueue`.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn KeInsertByKeyDeviceQueue(queue: *mut c_void, entry: *mut c_void, key: u32) -> u8 {
+pub unsafe extern "C" fn KeInsertByKeyDeviceQueue(
+    queue: *mut c_void,
+    entry: *mut c_void,
+    key: u32,
+) -> u8 {
     insert(queue, entry, Some(key), "KeInsertByKeyDeviceQueue")
 }
 

@@ -97,15 +97,6 @@ impl Default for Header {
     }
 }
 
-/// The object behind a driver's pointer.
-///
-/// # Safety
-/// `object` points to an initialised dispatcher object that outlives its use.
-pub(crate) unsafe fn header<'a>(object: *const core::ffi::c_void) -> &'a Header {
-    // SAFETY: forwarded to the caller.
-    unsafe { &*object.cast::<Header>() }
-}
-
 static HELD: AtomicBool = AtomicBool::new(false);
 static OWNER: AtomicU32 = AtomicU32::new(u32::MAX);
 /// Processors that run their idle thread.
@@ -247,7 +238,7 @@ fn dequeue(thread: &'static Thread) {
 fn best(number: u32, least: i8) -> Option<&'static Thread> {
     let mut summary = READY.summary.get();
     while summary != 0 {
-        let priority = 31 - summary.leading_zeros();
+        let priority = summary.ilog2();
         if (priority as i8) < least {
             return None;
         }

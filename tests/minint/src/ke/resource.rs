@@ -94,7 +94,6 @@ fn acquire(object: *mut c_void, exclusive: bool, wait: bool, api: &str) -> u8 {
         let mut state = this.state.lock();
         if waiting {
             state.exclusive_waiters -= u32::from(exclusive);
-            waiting = false;
         }
         let mine = state.shared.iter().position(|&(thread, _)| thread == me);
         let granted = match state.exclusive {

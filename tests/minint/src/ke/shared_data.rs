@@ -57,7 +57,9 @@ fn put_time(offset: usize, value: u64) {
 /// Makes the page; once, before drivers run.
 #[unsafe(link_section = "INIT")]
 pub(crate) fn initialize() {
-    let Some(frame) = physical::allocate_zeroed() else { super::bugcheck::out_of_memory("shared data") };
+    let Some(frame) = physical::allocate_zeroed() else {
+        super::bugcheck::out_of_memory("shared data")
+    };
     paging::map_kernel(SHARED_DATA, frame, paging::Rights::ReadOnly.kernel_bits());
     physical::set_owner(frame, SHARED_DATA as u64);
     WINDOW.store(physical::direct(frame) as usize, Ordering::Release);
@@ -69,7 +71,10 @@ pub(crate) fn initialize() {
     // XSAVE where CR4 says so (PF_* of winnt.h).
     let features = offset_of!(Layout, ProcessorFeatures);
     let xsave = instr::read_cr4() >> 18 & 1 == 1;
-    for number in [2, 3, 6, 8, 9, 10, 12, 14].into_iter().chain(xsave.then_some(17)) {
+    for number in [2, 3, 6, 8, 9, 10, 12, 14]
+        .into_iter()
+        .chain(xsave.then_some(17))
+    {
         let at = (WINDOW.load(Ordering::Acquire) + features + number) as *const AtomicU8;
         // SAFETY: a byte of the shared page in the kernel's window.
         unsafe { &*at }.store(1, Ordering::Relaxed);

@@ -160,7 +160,7 @@ pub unsafe extern "C" fn KeAcquireInStackQueuedSpinLock(
             next: 0,
             lock: lock as usize,
             old,
-        })
+        });
     };
 }
 
@@ -193,7 +193,7 @@ pub unsafe extern "C" fn KeAcquireInStackQueuedSpinLockAtDpcLevel(
             next: 0,
             lock: lock as usize,
             old: now,
-        })
+        });
     };
 }
 

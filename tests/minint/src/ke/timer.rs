@@ -177,12 +177,8 @@ pub(crate) fn each(f: &mut dyn FnMut(usize, usize)) {
     while let Some(link) = entry {
         let timer = timer_of(link);
         let dpc = timer.dpc.get();
-        // SAFETY: as in `expire`.
-        let routine = if dpc.is_null() {
-            0
-        } else {
-            unsafe { &*dpc }.routine()
-        };
+        // SAFETY: NULL, or a DPC as in `expire`.
+        let routine = unsafe { dpc.as_ref() }.map_or(0, Dpc::routine);
         f(ptr::from_ref(timer) as usize, routine);
         entry = TIMERS.head.after(link);
     }

@@ -162,7 +162,7 @@ impl Physical {
     ) -> Option<usize> {
         let limit = high.min(self.bitmap.len() * 64 - 1);
         let mut frame = low.next_multiple_of(align);
-        'search: while frame + count - 1 <= limit {
+        while frame + count - 1 <= limit {
             if boundary != 0 && frame / boundary != (frame + count - 1) / boundary {
                 frame = (frame / boundary + 1) * boundary;
                 frame = frame.next_multiple_of(align);
@@ -172,11 +172,9 @@ impl Physical {
                 frame = ((frame / 64 + 1) * 64).next_multiple_of(align);
                 continue;
             }
-            for at in frame..frame + count {
-                if !self.is_free(at) {
-                    frame = (at + 1).next_multiple_of(align);
-                    continue 'search;
-                }
+            if let Some(taken) = (frame..frame + count).rfind(|&at| !self.is_free(at)) {
+                frame = (taken + 1).next_multiple_of(align);
+                continue;
             }
             for at in frame..frame + count {
                 self.take(at);

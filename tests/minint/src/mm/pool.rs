@@ -202,7 +202,11 @@ impl Pool {
         );
         let executable = slab(page).executable as usize;
         let this = header(block);
-        require!(this.magic.get() != FREED, api, "{address:#x} is freed twice");
+        require!(
+            this.magic.get() != FREED,
+            api,
+            "{address:#x} is freed twice"
+        );
         require!(
             this.magic.get() == MAGIC && this.page.get() == page,
             api,

@@ -37,7 +37,7 @@ pub unsafe extern "C" fn MmGetVirtualForPhysical(physical: i64) -> *mut c_void {
 pub unsafe extern "C" fn MmIsAddressValid(address: *mut c_void) -> u8 {
     require_irql(DISPATCH_LEVEL, "MmIsAddressValid");
     let address = address as usize;
-    let canonical = address < USER_END || address >= KERNEL_HALF;
+    let canonical = !(USER_END..KERNEL_HALF).contains(&address);
     u8::from(canonical && paging::translate_current(address).is_some())
 }
 

@@ -247,7 +247,7 @@ pub unsafe extern "C" fn KeStackAttachProcess(process: *mut c_void, state: *mut 
             previous,
             mark: MARK,
             rest: [0; 4],
-        })
+        });
     };
     // SAFETY: the caller holds a reference while it is attached.
     use_space(Some(unsafe { &*ptr::from_ref(process) }));
