@@ -49,7 +49,7 @@ macro_rules! call {
 
 type Part = (&'static str, fn());
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 18] = [
     ("tables", tables),
     ("firmware", firmware_state),
     ("pool", pool_blocks),
@@ -58,6 +58,7 @@ const PARTS: [Part; 17] = [
     ("shoot-down", shoot_down),
     ("affinity", affinities),
     ("dpc", dpcs),
+    ("generic call", generic_calls),
     ("ipi", ipis),
     ("wait", waits),
     ("lock", locks),
@@ -595,6 +596,41 @@ fn dpcs() {
     call!(time::KeLowerIrql(old));
     clock::stall(50);
     check!(count.load(Ordering::Acquire) == before);
+}
+
+/// All processors meet at a barrier, one of them is told so.
+fn generic_calls() {
+    static WINNERS: AtomicU32 = AtomicU32::new(0);
+    unsafe extern "C" fn here(
+        _: *mut c_void,
+        context: *mut c_void,
+        done: *mut c_void,
+        barrier: *mut c_void,
+    ) {
+        check!(irql::current() == 2 && context as usize == 5);
+        SEEN.fetch_or(1 << ke::current_cpu(), Ordering::AcqRel);
+        let winner = call!(dpc::KeSignalCallDpcSynchronize(barrier));
+        check!(SEEN.load(Ordering::Acquire) as u64 == thread::all_cpus());
+        WINNERS.fetch_add(u32::from(winner), Ordering::AcqRel);
+        call!(dpc::KeSignalCallDpcSynchronize(barrier));
+        call!(dpc::KeSignalCallDpcDone(done));
+    }
+    for round in 1..=20 {
+        SEEN.store(0, Ordering::Release);
+        call!(dpc::KeGenericCallDpc(
+            here as *const () as *mut c_void,
+            5 as *mut c_void
+        ));
+        check!(WINNERS.load(Ordering::Acquire) == round);
+    }
+    let mut context = [0u128; 80];
+    let capture = typed!(
+        crate::hal::entry::RtlCaptureContext,
+        unsafe extern "C" fn(*mut u128)
+    );
+    call!(capture(context.as_mut_ptr()));
+    let rsp = (context[9] >> 64) as usize;
+    check!(rsp.abs_diff(instr::stack_pointer()) < 0x1000);
 }
 
 extern "C" fn count_call(argument: usize) -> usize {

@@ -404,3 +404,49 @@ global_asm!(
     "pop rcx",
     "ret",
 );
+
+/// `RtlCaptureContext`: the caller's registers, as they are when this returns.
+/// Offsets are those of `CONTEXT` in winnt.h.
+///
+/// # Safety
+/// RCX points to a `CONTEXT`.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn RtlCaptureContext() {
+    core::arch::naked_asm!(
+        "pushfq",
+        "mov [rcx + 0x78], rax",
+        "mov [rcx + 0x80], rcx",
+        "mov [rcx + 0x88], rdx",
+        "mov [rcx + 0x90], rbx",
+        "lea rax, [rsp + 16]",
+        "mov [rcx + 0x98], rax",
+        "mov [rcx + 0xA0], rbp",
+        "mov [rcx + 0xA8], rsi",
+        "mov [rcx + 0xB0], rdi",
+        "mov [rcx + 0xB8], r8",
+        "mov [rcx + 0xC0], r9",
+        "mov [rcx + 0xC8], r10",
+        "mov [rcx + 0xD0], r11",
+        "mov [rcx + 0xD8], r12",
+        "mov [rcx + 0xE0], r13",
+        "mov [rcx + 0xE8], r14",
+        "mov [rcx + 0xF0], r15",
+        "mov rax, [rsp + 8]",
+        "mov [rcx + 0xF8], rax",
+        "mov word ptr [rcx + 0x38], cs",
+        "mov word ptr [rcx + 0x3A], ds",
+        "mov word ptr [rcx + 0x3C], es",
+        "mov word ptr [rcx + 0x3E], fs",
+        "mov word ptr [rcx + 0x40], gs",
+        "mov word ptr [rcx + 0x42], ss",
+        "stmxcsr [rcx + 0x34]",
+        "fxsave64 [rcx + 0x100]",
+        "mov eax, [rsp]",
+        "mov [rcx + 0x44], eax",
+        "mov dword ptr [rcx + 0x30], 0x10000F",
+        "mov rax, [rcx + 0x78]",
+        "popfq",
+        "ret",
+    )
+}

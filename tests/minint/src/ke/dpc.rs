@@ -8,12 +8,12 @@ use core::cell::Cell;
 use core::ffi::c_void;
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use super::event::Event;
 use super::irql::{self, APC_LEVEL, DISPATCH_LEVEL, require_irql};
 use super::list::{List, container};
-use crate::hal::{apic, cpu, entry};
+use crate::hal::{apic, cpu, entry, instr};
 
 const DPC_OBJECT: u8 = 19;
 const THREADED_DPC_OBJECT: u8 = 24;
@@ -327,6 +327,98 @@ pub unsafe extern "C" fn KeSetTargetProcessorDpcEx(
         return STATUS_INVALID_PARAMETER;
     }
     dpc.number.set(TARGETED + u16::from(number.number));
+    0
+}
+
+/// What the routines of one `KeGenericCallDpc` share.
+#[derive(Debug)]
+struct GenericCall {
+    /// Processors that have not said `KeSignalCallDpcDone`.
+    left: AtomicU32,
+    /// Processors at the barrier, and how often it has opened.
+    waiting: AtomicU32,
+    opened: AtomicU32,
+    processors: u32,
+}
+
+/// One generic call is under way at a time.
+static GENERIC_CALL: AtomicBool = AtomicBool::new(false);
+
+fn generic<'a>(argument: *mut c_void, api: &str) -> &'a GenericCall {
+    require!(!argument.is_null(), api, "the argument is NULL");
+    // SAFETY: the caller passes what its routine was given, which lives until all are done.
+    unsafe { &*argument.cast::<GenericCall>() }
+}
+
+/// `KeGenericCallDpc`: the routine runs on all processors at DISPATCH_LEVEL, each of
+/// which must call `KeSignalCallDpcDone`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn KeGenericCallDpc(routine: *mut c_void, context: *mut c_void) {
+    require_irql(APC_LEVEL, "KeGenericCallDpc");
+    require!(
+        !routine.is_null(),
+        "KeGenericCallDpc",
+        "the routine is NULL"
+    );
+    while GENERIC_CALL.swap(true, Ordering::AcqRel) {
+        super::dispatcher::yield_now();
+    }
+    let count = super::cpu_count();
+    let shared = GenericCall {
+        left: AtomicU32::new(count),
+        waiting: AtomicU32::new(0),
+        opened: AtomicU32::new(0),
+        processors: count,
+    };
+    let argument = ptr::from_ref(&shared) as usize;
+    let dpcs = [const { Dpc::new() }; cpu::MAX_CPUS];
+    for (number, dpc) in dpcs.iter().enumerate().take(count as usize) {
+        dpc.initialize(DPC_OBJECT, routine as usize, context);
+        dpc.importance.set(HIGH_IMPORTANCE);
+        dpc.number.set(TARGETED + number as u16);
+    }
+    // Queued at once: the routines may wait for each other at the barrier.
+    let old = irql::raise(DISPATCH_LEVEL);
+    for dpc in dpcs.iter().take(count as usize) {
+        insert(dpc, argument, argument);
+    }
+    irql::lower(old);
+    while shared.left.load(Ordering::Acquire) != 0 {
+        super::dispatcher::yield_now();
+    }
+    // The routines have said that they are done; their DPCs end right after.
+    // SAFETY: APC_LEVEL or below was checked.
+    unsafe { KeFlushQueuedDpcs() };
+    GENERIC_CALL.store(false, Ordering::Release);
+}
+
+/// `KeSignalCallDpcDone`, with the routine's `SystemArgument1`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn KeSignalCallDpcDone(argument: *mut c_void) {
+    let left = generic(argument, "KeSignalCallDpcDone")
+        .left
+        .fetch_sub(1, Ordering::AcqRel);
+    require!(
+        left != 0,
+        "KeSignalCallDpcDone",
+        "called more often than there are processors"
+    );
+}
+
+/// `KeSignalCallDpcSynchronize`, with the routine's `SystemArgument2`: a barrier; true
+/// on one processor.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn KeSignalCallDpcSynchronize(argument: *mut c_void) -> u8 {
+    let shared = generic(argument, "KeSignalCallDpcSynchronize");
+    let opened = shared.opened.load(Ordering::Acquire);
+    if shared.waiting.fetch_add(1, Ordering::AcqRel) + 1 == shared.processors {
+        shared.waiting.store(0, Ordering::Release);
+        shared.opened.fetch_add(1, Ordering::AcqRel);
+        return 1;
+    }
+    while shared.opened.load(Ordering::Acquire) == opened {
+        instr::pause();
+    }
     0
 }
 
