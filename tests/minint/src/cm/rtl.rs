@@ -9,7 +9,7 @@ use wdk_standin::wdk_sys::{
 use super::tree::Value;
 use super::{REG_DWORD, REG_SZ, TREE};
 use crate::ke::irql::{PASSIVE_LEVEL, require_irql};
-use crate::ob::argument::{borrow, own};
+use crate::ob::argument::borrow;
 use crate::rtl::status::{
     STATUS_BUFFER_TOO_SMALL, STATUS_INVALID_PARAMETER, STATUS_OBJECT_NAME_NOT_FOUND,
     STATUS_OBJECT_TYPE_MISMATCH, STATUS_SUCCESS, success,
@@ -177,7 +177,7 @@ fn one(
     if entry.Flags & QUERY_REQUIRED != 0 {
         return STATUS_OBJECT_NAME_NOT_FOUND;
     }
-    if entry.DefaultType & 0xFF == 0 || entry.DefaultData.is_null() {
+    if entry.DefaultType.trailing_zeros() >= 8 || entry.DefaultData.is_null() {
         return STATUS_SUCCESS;
     }
     let length = if entry.DefaultLength == 0 && entry.DefaultType == REG_SZ {
@@ -256,11 +256,12 @@ fn direct(target: PVOID, expected: ULONG, value: &Value) -> NTSTATUS {
             } else if string.MaximumLength < bytes {
                 return STATUS_BUFFER_TOO_SMALL;
             }
-            let buffer = own!(string.Buffer.cast::<u8>()) as *mut u8;
+            let buffer = string.Buffer.cast::<u8>();
+            crate::ob::argument::check(buffer.cast_const(), API);
             // SAFETY: at least `bytes` bytes, as just seen to.
             unsafe {
-                core::ptr::copy_nonoverlapping(value.data.as_ptr(), buffer, usize::from(bytes))
-            };
+                core::ptr::copy_nonoverlapping(value.data.as_ptr(), buffer, usize::from(bytes));
+            }
             string.Length = bytes.saturating_sub(2);
             STATUS_SUCCESS
         }

@@ -97,7 +97,7 @@ unsafe extern "C" fn to_bytes(
     let put = |byte: u8, at: usize| {
         if at < room {
             // SAFETY: the caller's contract: `room` writable bytes.
-            unsafe { target.add(at).write(byte) };
+            unsafe { target.wrapping_add(at).write(byte) };
         }
     };
     format(pattern, false, &mut List { slot: arguments }, &mut |unit| {
@@ -128,7 +128,7 @@ unsafe extern "C" fn to_units(
     let put = |unit: u16, at: usize| {
         if at < room {
             // SAFETY: the caller's contract: `room` writable units.
-            unsafe { target.add(at).write(unit) };
+            unsafe { target.wrapping_add(at).write(unit) };
         }
     };
     format(&narrow, true, &mut List { slot: arguments }, &mut |unit| {

@@ -33,8 +33,9 @@ pub(crate) fn registered(visit: &mut dyn FnMut(u64, usize)) {
             .map(|(&handle, &owner)| (handle, owner))
             .collect()
     };
-    all.into_iter()
-        .for_each(|(handle, owner)| visit(handle, owner));
+    for (handle, owner) in all {
+        visit(handle, owner);
+    }
 }
 
 fn known(handle: u64) -> NTSTATUS {

@@ -27,7 +27,9 @@ const PAGED_POOL: u32 = 1;
 /// Calls `visit` with each list and an address inside the module that made it.
 pub(crate) fn outstanding(visit: &mut dyn FnMut(usize, usize)) {
     let all = LISTS.lock().clone();
-    all.into_iter().for_each(|(list, owner)| visit(list, owner));
+    for (list, owner) in all {
+        visit(list, owner);
+    }
 }
 
 fn initialize(list: *mut GENERAL_LOOKASIDE, kind: u32, size: SIZE_T, tag: ULONG, api: &str) {

@@ -86,7 +86,7 @@ fn probe(address: PVOID, length: SIZE_T, alignment: ULONG, api: &str) {
     if length == 0 {
         return;
     }
-    if address.addr() % alignment.max(1) as usize != 0 {
+    if !address.addr().is_multiple_of(alignment.max(1) as usize) {
         raise(0x8000_0002u32.cast_signed(), api);
     }
     let end = address.addr().checked_add(length as usize);

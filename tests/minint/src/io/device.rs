@@ -183,7 +183,6 @@ pub(crate) unsafe extern "C" fn IoCreateDevice(
         Type: 13,
         Size: 0,
         DeviceObject: object,
-        ..DEVOBJ_EXTENSION::default()
     };
     // SAFETY: the members of the new object.
     unsafe { nt::KeInitializeDeviceQueue(&raw mut new.DeviceQueue) };

@@ -332,23 +332,19 @@ pub(crate) fn stop(service: &str) -> Outcome {
                 if own!(driver).DriverUnload.is_some() {
                     s.state = State::Stopping;
                 }
-                Ok((driver, s.base))
+                Some((driver, s.base))
             }
-            Some(s) => Err(s.state),
-            None => Err(State::Stopped),
+            _ => None,
         }
     };
-    let (driver, base) = match found {
-        Ok(found) => found,
-        Err(_) => {
-            let state = query(service);
-            let status = if state == State::Absent {
-                STATUS_OBJECT_NAME_NOT_FOUND
-            } else {
-                STATUS_INVALID_DEVICE_REQUEST
-            };
-            return outcome(status, state, alloc::format!("{service} is not running"));
-        }
+    let Some((driver, base)) = found else {
+        let state = query(service);
+        let status = if state == State::Absent {
+            STATUS_OBJECT_NAME_NOT_FOUND
+        } else {
+            STATUS_INVALID_DEVICE_REQUEST
+        };
+        return outcome(status, state, alloc::format!("{service} is not running"));
     };
     if own!(driver).DriverUnload.is_none() {
         let text = alloc::format!("{service} has no DriverUnload routine: it cannot be stopped");

@@ -49,20 +49,20 @@ struct File {
 pub(super) fn send(
     target: PDEVICE_OBJECT,
     file: PFILE_OBJECT,
-    mode: KPROCESSOR_MODE,
+    requestor: KPROCESSOR_MODE,
     fill: impl FnOnce(&mut IO_STACK_LOCATION),
 ) -> (NTSTATUS, u64) {
-    struct Answer {
+    struct Outcome {
         event: Box<Event>,
         status: AtomicI32,
         information: AtomicU64,
     }
-    let answer = Arc::new(Answer {
+    let outcome = Arc::new(Outcome {
         event: Event::new(nt::NOTIFICATION_EVENT),
         status: AtomicI32::new(0),
         information: AtomicU64::new(0),
     });
-    let shared = Arc::clone(&answer);
+    let shared = Arc::clone(&outcome);
     let done: irp::Done = Box::new(move |irp, status, information| {
         irp::free(irp, "IoCompleteRequest");
         shared.status.store(status, Ordering::Relaxed);
@@ -72,16 +72,16 @@ pub(super) fn send(
     let Some((irp, _)) = irp::allocate(own!(target).StackSize, done) else {
         return (STATUS_INSUFFICIENT_RESOURCES, 0);
     };
-    own!(irp).RequestorMode = mode;
+    own!(irp).RequestorMode = requestor;
     stack::set_origin(irp, current_thread(), file);
     let location = own!(stack::next(irp));
     location.FileObject = file;
     fill(location);
     let _ = irp::call(target, irp);
-    answer.event.wait();
+    outcome.event.wait();
     (
-        answer.status.load(Ordering::Relaxed),
-        answer.information.load(Ordering::Relaxed),
+        outcome.status.load(Ordering::Relaxed),
+        outcome.information.load(Ordering::Relaxed),
     )
 }
 

@@ -502,16 +502,18 @@ pub(crate) unsafe extern "C" fn IoCompleteRequest(irp: PIRP, _boost: CCHAR) {
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn IoAcquireCancelSpinLock(irql: *mut KIRQL) {
     require_irql(DISPATCH_LEVEL, "IoAcquireCancelSpinLock");
+    let lock = &raw mut CANCEL_LOCK;
     // SAFETY: the one cancel lock.
-    let old = unsafe { nt::KeAcquireSpinLockRaiseToDpc(&raw mut CANCEL_LOCK) };
+    let old = unsafe { nt::KeAcquireSpinLockRaiseToDpc(lock) };
     put!(irql, old, "IoAcquireCancelSpinLock");
 }
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn IoReleaseCancelSpinLock(irql: KIRQL) {
     require_irql_exact(DISPATCH_LEVEL, "IoReleaseCancelSpinLock");
+    let lock = &raw mut CANCEL_LOCK;
     // SAFETY: held, by the routine's contract; the core checks that.
-    unsafe { nt::KeReleaseSpinLock(&raw mut CANCEL_LOCK, irql) };
+    unsafe { nt::KeReleaseSpinLock(lock, irql) };
 }
 
 /// Takes the cancel routine out of an IRP, as `IoSetCancelRoutine` does.

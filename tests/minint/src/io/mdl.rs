@@ -37,7 +37,9 @@ pub(crate) fn outstanding(visit: &mut dyn FnMut(usize, usize)) {
         .iter()
         .map(|(&mdl, known)| (mdl, known.owner))
         .collect();
-    all.into_iter().for_each(|(mdl, owner)| visit(mdl, owner));
+    for (mdl, owner) in all {
+        visit(mdl, owner);
+    }
 }
 
 /// A descriptor of a range of virtual memory, its page numbers not filled in.

@@ -129,7 +129,7 @@ pub(super) fn reinitialize(driver: PDRIVER_OBJECT) {
                 driver,
                 core::ptr::with_exposed_provenance_mut(context),
                 count,
-            )
+            );
         };
     }
 }

@@ -16,6 +16,7 @@ use crate::ob::argument::own;
 use crate::rtl::unicode::Owned;
 
 /// `KLDR_DATA_TABLE_ENTRY`.
+#[expect(clippy::struct_field_names, reason = "Microsoft's names")]
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Entry {

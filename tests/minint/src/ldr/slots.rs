@@ -69,7 +69,10 @@ pub(crate) fn base_of(address: usize) -> Option<usize> {
 
 /// Calls `f` with the name of the module that an address lies in and the offset.
 pub(crate) fn describe(address: usize, f: &mut dyn FnMut(&str, usize)) {
-    let Some(index) = find(address) else { return };
+    // The kernel names itself.
+    let Some(index) = find(address).filter(|&index| index != 0) else {
+        return;
+    };
     let slot = &SLOTS[index];
     let mut name = [0u8; 32];
     for (target, source) in name.iter_mut().zip(&slot.name) {

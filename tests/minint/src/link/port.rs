@@ -145,7 +145,9 @@ pub(super) fn write(bytes: &[u8]) {
         while input(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {
             instr::pause();
         }
-        chunk.iter().for_each(|&byte| output(DATA, byte));
+        for &byte in chunk {
+            output(DATA, byte);
+        }
     }
 }
 

@@ -50,10 +50,12 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
         "services" => (STATUS_SUCCESS, report::services()),
         "objects" => (STATUS_SUCCESS, report::objects()),
         "state" => (STATUS_SUCCESS, state::all()),
-        "bugcheck" => match number(words.next()) {
-            Some(code) => bugcheck::raise(code as u32, [0; 4]),
-            None => bad(),
-        },
+        "bugcheck" => {
+            if let Some(code) = number(words.next()) {
+                bugcheck::raise(code as u32, [0; 4])
+            }
+            bad()
+        }
         "nmi" => nmi(words.next(), number(words.next())),
         "power" => match words.next() {
             Some("suspend") if crate::po::state_change(false) => done(),
@@ -63,16 +65,11 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
         "workload" => {
             let workload = words.next().unwrap_or("");
             let count = number(words.next()).unwrap_or(1);
-            match workload::run(workload, count) {
-                Some(answer) => (STATUS_SUCCESS, answer),
-                None => {
-                    let names = workload::NAMES.join(" ");
-                    (
-                        STATUS_NOT_FOUND,
-                        format!("{{\"error\":{}}}", report::text(&names)),
-                    )
-                }
+            if let Some(answer) = workload::run(workload, count) {
+                return (STATUS_SUCCESS, answer);
             }
+            let names = report::text(&workload::NAMES.join(" "));
+            (STATUS_NOT_FOUND, format!("{{\"error\":{names}}}"))
         }
         _ => bad(),
     }

@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Write;
 
 use crate::ob::namespace::Node;
 use crate::{io, ldr, mm, ob, ps};
@@ -14,7 +15,9 @@ pub(super) fn text(value: &str) -> String {
         match character {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            c if (c as u32) < 0x20 => out.push_str(&format!("\\u{:04x}", c as u32)),
+            c if (c as u32) < 0x20 => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
             c => out.push(c),
         }
     }
@@ -59,7 +62,7 @@ pub(super) fn modules() -> String {
 
 /// Blocks of one pool tag.
 #[derive(Clone, Copy, Default)]
-struct Tag {
+struct Usage {
     tag: u32,
     blocks: u64,
     bytes: u64,
@@ -68,7 +71,7 @@ struct Tag {
 /// Pool by tag, and free pages.
 pub(super) fn memory() -> String {
     // The accounts are read under their lock, where nothing can be allocated.
-    let mut tags = [Tag::default(); 256];
+    let mut tags = [Usage::default(); 256];
     let owners = ldr::modules()
         .into_iter()
         .map(|module| module.number)

@@ -189,9 +189,9 @@ fn mtrrs(put: &mut dyn FnMut(&'static str, u64)) {
     put("mtrr_cap", capabilities);
     put("mtrr_def_type", msr(0x2FF));
     if capabilities >> 8 & 1 != 0 {
-        FIXED_MTRRS
-            .iter()
-            .for_each(|&(name, register)| put(name, msr(register)));
+        for (name, register) in FIXED_MTRRS {
+            put(name, msr(register));
+        }
     }
     let count = (capabilities & 0xFF) as usize * 2;
     for (name, register) in VARIABLE_MTRRS.iter().take(count).zip(0x200..) {

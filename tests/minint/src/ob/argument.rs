@@ -19,7 +19,7 @@ pub(crate) fn check<T>(pointer: *const T, api: &str) {
         address
     );
     crate::require!(
-        address % align_of::<T>() == 0,
+        address.is_multiple_of(align_of::<T>()),
         api,
         "{:#x} is not aligned to {} bytes",
         address,

@@ -50,7 +50,7 @@ pub(crate) fn insert_handle_with(
 ) -> HANDLE {
     let _ = reference(object, "ObOpenObjectByPointer");
     let mut table = HANDLES.lock();
-    let value = KERNEL_HANDLE | table.next * 4;
+    let value = KERNEL_HANDLE | (table.next * 4);
     table.next += 1;
     let object = object.expose_provenance();
     table.entries.insert(

@@ -38,7 +38,9 @@ pub(crate) fn state_change(resumed: bool) -> bool {
 /// Calls `visit` with the routine of each power setting registration.
 pub(crate) fn registered(visit: &mut dyn FnMut(usize)) {
     let all = SETTINGS.lock().clone();
-    all.into_iter().for_each(|(_, routine)| visit(routine));
+    for (_, routine) in all {
+        visit(routine);
+    }
 }
 
 #[unsafe(no_mangle)]

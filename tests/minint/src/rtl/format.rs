@@ -30,6 +30,10 @@ enum Size {
 
 /// One conversion specification, after its `%`.
 #[derive(Clone, Copy)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "one for each flag of the format"
+)]
 struct Spec {
     left: bool,
     plus: bool,
@@ -206,17 +210,15 @@ fn convert(
         b'c' | b'C' => {
             let wide = is_wide(spec, kind == b'C', wide_default);
             let value = source.word();
-            let unit = if wide { value & 0xFFFF } else { value & 0xFF } as u16;
+            let [low, high, ..] = value.to_le_bytes();
+            let unit = u16::from_le_bytes([low, if wide { high } else { 0 }]);
             padded(1, spec, out, &mut |out| out(unit));
         }
         b's' | b'S' => {
             let wide = is_wide(spec, kind == b'S', wide_default);
             let pointer = source.word();
             if pointer == 0 {
-                let text = b"(null)";
-                return padded(text.len(), spec, out, &mut |out| {
-                    text.iter().for_each(|&b| out(u16::from(b)))
-                });
+                return literal(b"(null)", spec, out);
             }
             let limit = spec.precision.unwrap_or(usize::MAX);
             let at = |index| {
@@ -228,16 +230,13 @@ fn convert(
             };
             let length = (0..limit).take_while(|&index| at(index) != 0).count();
             padded(length, spec, out, &mut |out| {
-                (0..length).for_each(|index| out(at(index)))
+                (0..length).for_each(|index| out(at(index)));
             });
         }
         b'Z' => {
             let pointer = source.word();
             if pointer == 0 {
-                let text = b"(null)";
-                return padded(text.len(), spec, out, &mut |out| {
-                    text.iter().for_each(|&b| out(u16::from(b)))
-                });
+                return literal(b"(null)", spec, out);
             }
             let (bytes, buffer) = source.counted(pointer);
             let units = if spec.wide { bytes / 2 } else { bytes };
@@ -290,12 +289,18 @@ const fn unsigned(word: u64, size: Size) -> u64 {
     }
 }
 
-fn padded(
-    length: usize,
-    spec: Spec,
-    out: &mut dyn FnMut(u16),
-    body: &mut dyn FnMut(&mut dyn FnMut(u16)),
-) {
+fn literal(text: &[u8], spec: Spec, out: &mut dyn FnMut(u16)) {
+    padded(text.len(), spec, out, &mut |out| {
+        for &byte in text {
+            out(u16::from(byte));
+        }
+    });
+}
+
+/// Writes a field's text to the sink that it is given.
+type Body<'a> = dyn FnMut(&mut dyn FnMut(u16)) + 'a;
+
+fn padded(length: usize, spec: Spec, out: &mut dyn FnMut(u16), body: &mut Body<'_>) {
     let padding = spec.width.saturating_sub(length);
     let fill = u16::from(if spec.zero && !spec.left { b'0' } else { b' ' });
     if !spec.left {
@@ -323,7 +328,7 @@ fn integer(
     let mut buffer = [0u8; 24];
     let mut count = 0;
     while value != 0 {
-        buffer[count] = digits[(value % base) as usize];
+        buffer[count] = usize::try_from(value % base).map_or(b'?', |digit| digits[digit]);
         value /= base;
         count += 1;
     }
@@ -337,7 +342,9 @@ fn integer(
         ..spec
     };
     padded(prefix.len() + zeros + count, spec, out, &mut |out| {
-        prefix.iter().for_each(|&byte| out(u16::from(byte)));
+        for &byte in prefix {
+            out(u16::from(byte));
+        }
         (0..zeros).for_each(|_| out(u16::from(b'0')));
         (0..count)
             .rev()
@@ -389,7 +396,7 @@ mod tests {
         };
         let mut units = Vec::new();
         format(pattern.as_bytes(), false, &mut source, &mut |unit| {
-            units.push(unit)
+            units.push(unit);
         });
         String::from_utf16(&units).unwrap()
     }
@@ -401,7 +408,7 @@ mod tests {
             "-1 4294967295 beef"
         );
         assert_eq!(
-            text("%lld|%I64x|%hu", &[u64::MAX, 0x1234_5678_9, 0x1_2345]),
+            text("%lld|%I64x|%hu", &[u64::MAX, 0x0001_2345_6789, 0x1_2345]),
             "-1|123456789|9029"
         );
         assert_eq!(

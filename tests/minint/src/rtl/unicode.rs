@@ -523,7 +523,7 @@ pub(crate) unsafe extern "C" fn RtlUnicodeToUTF8N(
     bytes: ULONG,
 ) -> NTSTATUS {
     const API: &str = "RtlUnicodeToUTF8N";
-    if source.is_null() || bytes % 2 != 0 {
+    if source.is_null() || !bytes.is_multiple_of(2) {
         return STATUS_INVALID_PARAMETER;
     }
     // SAFETY: the export's contract: readable for `bytes`.

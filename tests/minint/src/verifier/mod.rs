@@ -12,7 +12,6 @@ use wdk_standin::wdk_sys::{PDEVICE_OBJECT, PDRIVER_OBJECT};
 use crate::io::{device, irp, mdl, workitem};
 use crate::ke::bugcheck;
 use crate::ldr::Module;
-use crate::ob::argument::own;
 use crate::{ex, ldr, mm};
 
 const DRIVER_VERIFIER_DETECTED_VIOLATION: u32 = 0xC4;
