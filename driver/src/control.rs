@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use detector::wire::{Gaps, Message, StartError, StartFlags, State, StatusReply};
 
 use crate::clock;
-use crate::drain::Drain;
+use crate::drain::{Drain, still_holds};
 use crate::images::Images;
 use crate::lock::WaitLock;
 use crate::machine::Machine;
@@ -190,7 +190,9 @@ impl Driver {
         let view = images.view();
         let mut export = |base, offset| images.export(base, offset);
         let stopped = machine.stop(&mut |event, page| {
-            round.push(event, page, &view, &mut export);
+            if still_holds(event, &view) {
+                round.push(event, page, &view, &mut export);
+            }
         });
         match stopped {
             Ok(lost) => {

@@ -9,11 +9,14 @@
 
 use core::cell::UnsafeCell;
 
+use detector::event::{Event, Kind};
+use detector::registry::View;
 use detector::wire::StartError;
 
 use crate::clock;
 use crate::control::Driver;
 use crate::device::size_u32;
+use crate::machine::Machine;
 use crate::status::Failure;
 use crate::wdk_crates::wdk_sys::{
     _EVENT_TYPE, _KWAIT_REASON, _MODE, HANDLE, KEVENT, LARGE_INTEGER, NT_SUCCESS,
@@ -146,30 +149,46 @@ unsafe extern "C" fn run(context: PVOID) {
     let driver: &'static Driver = unsafe { &*context.cast::<Driver>() };
     let mut rounds = 0;
     while wait(driver.drain.stop_event(), Some(PERIOD)) {
-        let found = round(driver);
         rounds += 1;
-        if found > 0 || rounds >= ROUNDS_PER_REFRESH {
+        if waiting(driver) || rounds >= ROUNDS_PER_REFRESH {
             rounds = 0;
+            // Before the events are judged: a module may have been unloaded since.
             driver.refresh_images();
         }
+        round(driver);
     }
     // SAFETY: this is the thread itself; nothing is left to be dropped.
     let _ = unsafe { PsTerminateSystemThread(STATUS_SUCCESS) };
 }
 
-/// Takes all events. Returns the number of new findings.
-fn round(driver: &Driver) -> u64 {
+fn waiting(driver: &Driver) -> bool {
+    driver.machine.lock().as_ref().is_some_and(Machine::waiting)
+}
+
+/// Takes all events.
+fn round(driver: &Driver) {
     let images = driver.images.lock();
     let slot = driver.machine.lock();
     let Some(machine) = &*slot else {
-        return 0;
+        return;
     };
     let mut round = driver.findings.round(clock::now());
     let view = images.view();
     let mut export = |base, offset| images.export(base, offset);
-    let lost = machine.drain(&mut |event, page| round.push(event, page, &view, &mut export));
+    let lost = machine.drain(&mut |event, page| {
+        if still_holds(event, &view) {
+            round.push(event, page, &view, &mut export);
+        }
+    });
     round.lost(lost);
-    round.finish(driver.state())
+    let _ = round.finish(driver.state());
+}
+
+/// Whether an event means what root mode took it for, now that the list of
+/// modules is fresh: a write to a frame that no module has any more was the
+/// system clearing the memory of a module that it had unloaded.
+pub(crate) fn still_holds(event: &Event, view: &View<'_>) -> bool {
+    event.kind() != Some(Kind::ModuleCodeWrite) || view.by_frame(event.gpa >> 12).is_some()
 }
 
 impl Drain {

@@ -93,6 +93,11 @@ impl Machine {
         self.hypervisor.publish(snapshot)
     }
 
+    /// Whether an event waits to be drained.
+    pub(crate) fn waiting(&self) -> bool {
+        self.rings.try_borrow().is_ok_and(|rings| rings.waiting())
+    }
+
     /// Hands all events of all cores to `sink`. Returns how many were lost to
     /// full rings since the last time.
     pub(crate) fn drain(&self, sink: &mut Sink<'_>) -> u64 {

@@ -336,6 +336,13 @@ pub(crate) struct Rings {
 unsafe impl Send for Rings {}
 
 impl Rings {
+    /// Whether an event waits on any core.
+    pub(crate) fn waiting(&self) -> bool {
+        (0..self.shared.cores)
+            .filter_map(|core| self.shared.ring(core))
+            .any(|ring| ring.head.load(Ordering::Acquire) != ring.tail.load(Ordering::Relaxed))
+    }
+
     /// Hands every waiting event to `sink`, with its evidence page, core by core.
     /// Returns how many events root mode had to drop since the last call.
     pub(crate) fn drain(&mut self, sink: &mut dyn FnMut(&Event, Option<&[u8; 4096]>)) -> u64 {
