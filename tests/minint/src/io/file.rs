@@ -69,9 +69,10 @@ pub(super) fn send(
         shared.information.store(information, Ordering::Relaxed);
         shared.event.set();
     });
-    let Some((irp, _)) = irp::allocate(own!(target).StackSize, done) else {
+    let Some((irp, _)) = irp::allocate(own!(target).StackSize) else {
         return (STATUS_INSUFFICIENT_RESOURCES, 0);
     };
+    irp::on_completion(irp, done);
     own!(irp).RequestorMode = requestor;
     stack::set_origin(irp, current_thread(), file);
     let location = own!(stack::next(irp));

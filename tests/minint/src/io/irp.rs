@@ -133,18 +133,21 @@ fn make(locations: i8, kind: Kind, owner: usize) -> (PIRP, u64) {
     (irp, serial)
 }
 
-/// An IRP of the I/O manager; `done` gets it when it is complete and frees it.
-pub(crate) fn allocate(locations: i8, done: Done) -> Option<(PIRP, Token)> {
-    let (irp, serial) = make(locations, Kind::Manager(Some(done)), 0);
-    (!irp.is_null()).then(|| {
-        (
-            irp,
-            Token {
-                irp: irp.addr(),
-                serial,
-            },
-        )
-    })
+/// An IRP of the I/O manager; [`on_completion`] says what becomes of it.
+pub(crate) fn allocate(locations: i8) -> Option<(PIRP, Token)> {
+    let (irp, serial) = make(locations, Kind::Manager(None), 0);
+    let token = Token {
+        irp: irp.addr(),
+        serial,
+    };
+    (!irp.is_null()).then_some((irp, token))
+}
+
+/// Sets what gets an IRP of [`allocate`] when it is complete, and frees it.
+pub(crate) fn on_completion(irp: PIRP, done: Done) {
+    if let Some(track) = IRPS.lock().irps.get_mut(&irp.addr()) {
+        track.kind = Kind::Manager(Some(done));
+    }
 }
 
 fn release_memory(irp: PIRP) {

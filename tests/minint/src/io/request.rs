@@ -159,6 +159,10 @@ pub(crate) fn device_control(
         return reply(STATUS_INSUFFICIENT_RESOURCES, 0, Vec::new());
     };
     let target = device::top(own!(file).DeviceObject);
+    let Some((irp, token)) = irp::allocate(own!(target).StackSize) else {
+        buffers.free();
+        return reply(STATUS_INSUFFICIENT_RESOURCES, 0, Vec::new());
+    };
     let (system, user, mdl, method) = (buffers.system, buffers.user, buffers.mdl, buffers.method);
     let address = file.expose_provenance();
     let _ = ob::reference(file.cast(), "NtDeviceIoControlFile");
@@ -169,10 +173,7 @@ pub(crate) fn device_control(
         file::release_later(core::ptr::with_exposed_provenance_mut(address));
         reply(status, information, output);
     });
-    let Some((irp, token)) = irp::allocate(own!(target).StackSize, done) else {
-        // The closure went with the failed allocation: there is nobody to tell.
-        return;
-    };
+    irp::on_completion(irp, done);
     prepare(irp, file, (system, user, mdl), method);
     let location = own!(stack::next(irp));
     location.MajorFunction = stack::DEVICE_CONTROL;
