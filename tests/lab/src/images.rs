@@ -75,6 +75,10 @@ pub(crate) struct Images {
 pub(crate) fn build(toolchain: &Toolchain, profile: Profile, wanted: Wanted) -> Result<Images> {
     let out = place::output().join(profile.directory());
     fs::create_dir_all(&out)?;
+    if std::env::var_os("HVDETECT_LAB_NO_BUILD").is_some() {
+        progress::note("HVDETECT_LAB_NO_BUILD is set: taking the images as they are");
+        return found(&out, profile, wanted);
+    }
     let image = |package: &str, entry: &str, file: &str, features: &[&str]| {
         let recipe = Recipe {
             package,
@@ -113,6 +117,37 @@ pub(crate) fn build(toolchain: &Toolchain, profile: Profile, wanted: Wanted) -> 
             })
         },
     )
+}
+
+/// The images of an earlier build, whatever has changed since.
+fn found(out: &Path, profile: Profile, wanted: Wanted) -> Result<Images> {
+    let names = if wanted == Wanted::All {
+        specimen_names()?
+    } else {
+        Vec::new()
+    };
+    let file = |name: &str| out.join(name);
+    let images = Images {
+        kernel: file("ntoskrnl.exe"),
+        wdfldr: file("WDFLDR.SYS"),
+        driver: (wanted == Wanted::All).then(|| file("hvdetect_driver.sys")),
+        specimens: names
+            .iter()
+            .map(|name| file(&specimen_file(name)))
+            .collect(),
+        fixtures: FIXTURES
+            .map(|name| file(name).with_extension("sys"))
+            .to_vec(),
+        cli: place::cargo_target()
+            .join(profile.directory())
+            .join("hvdetect"),
+    };
+    for path in images.all() {
+        if !path.is_file() {
+            bail!("{} has not been built", path.display());
+        }
+    }
+    Ok(images)
 }
 
 /// The driver file of a specimen.
@@ -250,11 +285,13 @@ fn copy_if_newer(from: &Path, to: &Path) -> Result<()> {
     fs::rename(&partial, to).with_context(|| to.display().to_string())
 }
 
+const FIXTURES: [&str; 2] = ["simple_wdm", "unresolved"];
+
 /// Builds the drivers of `tests/lab/fixtures` with mingw-w64.
 fn fixtures(out: &Path) -> Result<Vec<PathBuf>> {
     let folder = place::workspace().join("tests/lab/fixtures");
     let mut built = Vec::new();
-    for name in ["simple_wdm", "unresolved"] {
+    for name in FIXTURES {
         let source = folder.join(name).with_extension("c");
         let file = out.join(name).with_extension("sys");
         let fresh = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified());

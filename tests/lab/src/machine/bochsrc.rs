@@ -28,6 +28,7 @@ pub(crate) fn compose(options: &Options, port: u16) -> String {
         // the first); small blocks also make the start of a large machine slow.
         ("nogui", ", block_size=8192")
     };
+    // Bochs reports every RDMSR as information, under a lock: nobody reads it.
     // A low `ips` makes the serial lines fast; time stamps do not depend on it.
     format!(
         "cpu: model={model}, count={cpus}, ips=1000000, quantum={quantum}, \
@@ -43,7 +44,7 @@ pub(crate) fn compose(options: &Options, port: u16) -> String {
          log: bochs.log\n\
          panic: action=fatal\n\
          error: action=ignore\n\
-         info: action=report\n\
+         info: action=ignore\n\
          debug: action=ignore\n"
     )
 }

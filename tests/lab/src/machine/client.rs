@@ -9,6 +9,16 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+/// A request in a few words: its payload may be long.
+fn name(message: &Message<'_>) -> String {
+    match message {
+        Message::Ioctl { code, input, .. } => {
+            format!("Ioctl {code:#x} with {} bytes", input.len())
+        }
+        other => format!("{other:?}"),
+    }
+}
+
 /// One connection to the broker.
 pub(crate) struct Client {
     stream: TcpStream,
@@ -59,7 +69,7 @@ impl Client {
         let mut frames = self.frames.borrow_mut();
         loop {
             if frames.fill(&mut stream).is_none() {
-                bail!("no reply from the machine to {message:?}");
+                bail!("no reply from the machine to {}", name(message));
             }
             let mut found = None;
             frames.each(|frame| {

@@ -243,7 +243,7 @@ impl Machine {
             }
         }
         text.push_str("last serial lines:\n");
-        for line in last_lines(&self.console(), 25).lines() {
+        for line in excerpt(&self.console()).lines() {
             text.push_str("    ");
             text.push_str(line);
             text.push('\n');
@@ -306,6 +306,21 @@ fn guard(watch: &Shared, process: &Process, broker: &Broker, deadline: Instant) 
     }
 }
 
+/// The end of the serial log; if MiniNT stopped, from shortly before its first
+/// `***` line on, since the stack that follows is long.
+fn excerpt(console: &str) -> String {
+    const BEFORE: usize = 6;
+    const LINES: usize = 30;
+    let lines: Vec<&str> = console.lines().collect();
+    let start = lines
+        .iter()
+        .position(|line| line.contains("] *** "))
+        .map_or(lines.len().saturating_sub(LINES), |at| {
+            at.saturating_sub(BEFORE)
+        });
+    lines[start..lines.len().min(start + LINES)].join("\n")
+}
+
 /// Registers as a person reads them, one short paragraph a processor.
 pub(crate) fn describe_registers(all: &Value) -> String {
     let mut text = String::new();
@@ -346,6 +361,21 @@ pub(crate) fn describe_registers(all: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_of_a_stop_is_shown_not_only_its_stack() {
+        let mut log = String::new();
+        for number in 0..100 {
+            log += "[0 0] line ";
+            log += &number.to_string();
+            log.push('\n');
+        }
+        assert!(excerpt(&log).ends_with("line 99"));
+        log += "[0 0] *** RULE here\n";
+        log += &"[0 0] stack: 1\n".repeat(60);
+        let text = excerpt(&log);
+        assert!(text.contains("*** RULE here") && text.contains("line 99"));
+    }
 
     #[test]
     fn registers_are_named_and_in_hexadecimal() {
