@@ -95,6 +95,21 @@ impl<'a> Session<'a> {
         self.command(machine, &words)
     }
 
+    /// Runs `hvdetect` without any machine.
+    pub(crate) fn hvdetect_alone(&self, arguments: &[&str]) -> Result<CommandOutput> {
+        let output = Command::new(&self.images.cli)
+            .args(arguments)
+            .env_remove("HVDETECT_LAB")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| self.images.cli.display().to_string())?;
+        Ok(CommandOutput {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
     /// Runs any command with the machine's address in its environment; the word
     /// `hvdetect` means the program that was built.
     pub(crate) fn command(&self, machine: &Machine, words: &[String]) -> Result<CommandOutput> {

@@ -68,6 +68,11 @@ impl<'a> Stage<'a> {
         self.session.hvdetect(self.machine()?, arguments)
     }
 
+    /// Runs `hvdetect` where no machine is told to it.
+    pub(crate) fn hvdetect_without_machine(&self, arguments: &[&str]) -> Result<CommandOutput> {
+        self.session.hvdetect_alone(arguments)
+    }
+
     /// Runs `hvdetect`, which must succeed.
     pub(crate) fn must(&self, arguments: &[&str]) -> Result<String> {
         let output = self.hvdetect(arguments)?;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// How many attacks are shown.
 const ATTACKS: usize = 4;
 /// How long after a specimen's unload its findings may come: many drain periods.
-const AFTER_UNLOAD: Duration = Duration::from_millis(300);
+const AFTER_UNLOAD: Duration = Duration::from_secs(2);
 
 /// Runs the demonstration.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -119,7 +119,11 @@ fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation)
         // What a specimen does as it unloads (a hook that is taken back is a write
         // to code, too) is its own and not the next one's.
         thread::sleep(AFTER_UNLOAD);
-        seen = stage.findings()?.iter().map(|f| f.seq).fold(seen, u64::max);
+        seen = findings
+            .iter()
+            .chain(&stage.findings()?)
+            .map(|finding| finding.seq)
+            .fold(seen, u64::max);
     }
     println!("\n== Benign control: {}", title(benign));
     client.start_service(&benign.service)?;
