@@ -150,15 +150,23 @@ unsafe extern "C" fn run(context: PVOID) {
     let mut rounds = 0;
     while wait(driver.drain.stop_event(), Some(PERIOD)) {
         rounds += 1;
-        if waiting(driver) || rounds >= ROUNDS_PER_REFRESH {
+        if rounds >= ROUNDS_PER_REFRESH {
             rounds = 0;
-            // Before the events are judged: a module may have been unloaded since.
             driver.refresh_images();
         }
-        round(driver);
+        now(driver);
     }
     // SAFETY: this is the thread itself; nothing is left to be dropped.
     let _ = unsafe { PsTerminateSystemThread(STATUS_SUCCESS) };
+}
+
+/// Takes all events that wait. PASSIVE_LEVEL, no lock of the driver held.
+pub(crate) fn now(driver: &Driver) {
+    if waiting(driver) {
+        // Before the events are judged: a module may have been unloaded since.
+        driver.refresh_images();
+    }
+    round(driver);
 }
 
 fn waiting(driver: &Driver) -> bool {

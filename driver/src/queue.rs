@@ -16,6 +16,7 @@ use detector::wire::{
 };
 
 use crate::control::Driver;
+use crate::drain;
 use crate::status::{Failure, Status};
 use crate::wdk_crates::wdk_sys::{
     NT_SUCCESS, PVOID, STATUS_SUCCESS, ULONG, WDFQUEUE, WDFREQUEST,
@@ -111,9 +112,15 @@ fn dispatch(driver: &'static Driver, request: WDFREQUEST, code: u32) -> Result<A
             (answer.error, answer.core, answer.detail) = outcome(driver.stop());
             reply(request, &answer)
         }
-        wire::STATUS => reply(request, &driver.status()),
+        wire::STATUS => {
+            drain::now(driver);
+            reply(request, &driver.status())
+        }
         wire::WAIT => {
             let message: WaitRequest = input(request)?;
+            // What has happened until now is in the answer, whenever the drain's
+            // next round is.
+            drain::now(driver);
             driver.findings.wait(request, &message, driver.state())
         }
         wire::EVIDENCE => {
