@@ -76,16 +76,20 @@ impl<'a> GuestMemory<'a> {
     #[must_use]
     pub fn difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
         let address = self.show(gpa)?;
-        let now = |offset: usize| {
-            // SAFETY: the window shows a whole page; the offset is below 4096.
-            unsafe { ((address + offset as u64) as *const u8).read_volatile() }
+        let (chunks, _) = before.as_chunks::<8>();
+        let now = |index: usize| {
+            let word = (address + index as u64 * 8) as *const u64;
+            // SAFETY: the window shows a whole page; the index is below 512.
+            unsafe { word.read_volatile() }
         };
         let mut first = None;
         let mut last = 0;
-        for (offset, old) in before.iter().enumerate() {
-            if now(offset) != *old {
-                first.get_or_insert(offset);
-                last = offset;
+        for (index, old) in chunks.iter().enumerate() {
+            let changed = now(index) ^ u64::from_le_bytes(*old);
+            if changed != 0 {
+                let base = index * 8;
+                first.get_or_insert(base + changed.trailing_zeros() as usize / 8);
+                last = base + 7 - changed.leading_zeros() as usize / 8;
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "below 4096")]

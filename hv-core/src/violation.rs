@@ -113,7 +113,7 @@ fn answer_once(
     } else if violation.write {
         wx::on_write(
             leaf.soft.state,
-            write_facts(core, hypervisor, violation, fault, &leaf),
+            write_facts(core, hypervisor, violation, fault),
         )
     } else {
         Plan::Retry
@@ -150,7 +150,6 @@ fn write_facts(
     hypervisor: &Hypervisor,
     violation: &Violation,
     fault: &Fault,
-    leaf: &Leaf,
 ) -> WriteFacts {
     let module = hypervisor
         .monitor
@@ -162,13 +161,10 @@ fn write_facts(
         // that it leaves known at once.
         same_page: own || module,
         can_step: true,
-        // A page that writes itself for ever slows itself; it is never left
-        // unwatched for that.
-        bounces: if module {
-            0
-        } else {
-            leaf.soft.bounces.min(wx::EXEMPT_AFTER - 1)
-        },
+        // The counter is not asked: a frame that used to write itself may have
+        // been freed and hold somebody's data now. One write turns it into data;
+        // stepping its every write would stop the machine.
+        bounces: 0,
     }
 }
 
