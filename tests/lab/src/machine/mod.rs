@@ -292,7 +292,10 @@ fn guard(watch: &Shared, process: &Process, broker: &Broker, deadline: Instant) 
                     |error| format!("{error:#}\n"),
                     |value| describe_registers(&value),
                 );
-            state.timed_out = Some(registers);
+            let counters = process
+                .control("counters", Duration::from_secs(3))
+                .map_or_else(|_| String::new(), |value| describe_counters(&value));
+            state.timed_out = Some(registers + &counters);
             drop(state);
             process.kill();
             broker.close();
@@ -319,6 +322,29 @@ fn excerpt(console: &str) -> String {
             at.saturating_sub(BEFORE)
         });
     lines[start..lines.len().min(start + LINES)].join("\n")
+}
+
+/// VM exits by reason, one line a processor.
+fn describe_counters(all: &Value) -> String {
+    let mut text = String::new();
+    for (number, cpu) in all.as_array().into_iter().flatten().enumerate() {
+        let exits: Vec<String> = cpu["exits"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(reason, count)| format!("{count} of reason {reason}"))
+            .collect();
+        if !exits.is_empty() {
+            let _ = writeln!(
+                text,
+                "  CPU {number}: {} guest and {} root instructions, VM exits: {}",
+                cpu["guest"],
+                cpu["root"],
+                exits.join(", ")
+            );
+        }
+    }
+    text
 }
 
 /// Registers as a person reads them, one short paragraph a processor.
