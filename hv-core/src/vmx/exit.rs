@@ -2,7 +2,7 @@
 //!
 //! The **fast** handler answers CPUID and nothing else; the stub in `entry` says
 //! what that saves. The **slow** handler decodes, lets neutral code decide, and
-//! ends every exit in [`finish`], where interrupted events are delivered again
+//! ends every exit in `finish`, where interrupted events are delivered again
 //! and waiting NMIs are passed on.
 //!
 //! Intel SDM vol. 3, appendix C, "VMX Basic Exit Reasons".

@@ -2,7 +2,7 @@
 //! tests run with `cargo test`.
 //!
 //! MiniNT itself is built for its own target only; this crate takes its files by
-//! path and adds nothing but the tests of a whole image ([`image`]).
+//! path and adds nothing but the tests of a whole image (`image`).
 #![cfg(test)]
 
 extern crate alloc;

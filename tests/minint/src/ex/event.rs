@@ -32,7 +32,10 @@ unsafe impl Sync for Event {}
 
 impl Event {
     /// A new event, in its box because the dispatcher links to its address.
-    #[expect(clippy::unnecessary_box_returns, reason = "its address must not change")]
+    #[expect(
+        clippy::unnecessary_box_returns,
+        reason = "its address must not change"
+    )]
     pub(crate) fn new(kind: u32) -> Box<Self> {
         let event = Box::new(Self(UnsafeCell::new(KEVENT::default())));
         // SAFETY: its memory is this box's alone.

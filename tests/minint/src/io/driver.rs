@@ -61,6 +61,8 @@ struct Service {
     state: State,
     driver: usize,
     base: usize,
+    /// Somebody is finding out whether it can be unloaded, or unloads it.
+    claimed: bool,
 }
 
 static SERVICES: SpinLock<Vec<Service>> = SpinLock::new(Vec::new());
@@ -231,6 +233,7 @@ pub(crate) fn start(service: &str) -> Outcome {
                 state,
                 driver: 0,
                 base: 0,
+                claimed: false,
             });
         }
         known
@@ -332,12 +335,12 @@ pub(crate) fn stop(service: &str) -> Outcome {
                 if own!(driver).DriverUnload.is_some() {
                     s.state = State::Stopping;
                 }
-                Some((driver, s.base))
+                Some(driver)
             }
             _ => None,
         }
     };
-    let Some((driver, base)) = found else {
+    let Some(driver) = found else {
         let state = query(service);
         let status = if state == State::Absent {
             STATUS_OBJECT_NAME_NOT_FOUND
@@ -350,12 +353,28 @@ pub(crate) fn stop(service: &str) -> Outcome {
         let text = alloc::format!("{service} has no DriverUnload routine: it cannot be stopped");
         return outcome(STATUS_INVALID_DEVICE_REQUEST, State::Running, text);
     }
-    if in_use(driver) {
+    device_closed(driver);
+    if query(service) == State::Stopping {
         log!("service: {name} stops when its last file is closed");
         return outcome(STATUS_SUCCESS, State::Stopping, String::new());
     }
-    unload(&name, driver, base);
     outcome(STATUS_SUCCESS, State::Stopped, String::new())
+}
+
+/// Claims the unload of a service that is to stop; one caller at a time has it.
+fn claim(driver: PDRIVER_OBJECT) -> Option<(String, usize)> {
+    let mut services = SERVICES.lock();
+    let service = services
+        .iter_mut()
+        .find(|s| s.driver == driver.addr() && s.state == State::Stopping && !s.claimed)?;
+    service.claimed = true;
+    Some((service.name.clone(), service.base))
+}
+
+fn disclaim(name: &str) {
+    if let Some(service) = SERVICES.lock().iter_mut().find(|s| s.name == name) {
+        service.claimed = false;
+    }
 }
 
 fn in_use(driver: PDRIVER_OBJECT) -> bool {
@@ -384,17 +403,27 @@ fn unload(name: &str, driver: PDRIVER_OBJECT, base: usize) {
 /// A file on one of the driver's devices was closed: a stop that waited for it
 /// goes on.
 pub(super) fn device_closed(driver: PDRIVER_OBJECT) {
-    let waiting = {
-        let services = SERVICES.lock();
-        let found = services
-            .iter()
-            .find(|s| s.driver == driver.addr() && s.state == State::Stopping);
-        found.map(|s| (s.name.clone(), s.base))
-    };
-    let Some((name, base)) = waiting else { return };
-    if !in_use(driver) {
-        unload(&name, driver, base);
+    while let Some((name, base)) = claim(driver) {
+        // The claim keeps the driver object: only its holder unloads.
+        if !in_use(driver) {
+            unload(&name, driver, base);
+            return;
+        }
+        disclaim(&name);
+        // Whoever closed the last file meanwhile found the claim taken.
+        if in_use_by_name(&name, driver) {
+            return;
+        }
     }
+}
+
+/// As [`in_use`], for a driver that another processor may be unloading.
+fn in_use_by_name(name: &str, driver: PDRIVER_OBJECT) -> bool {
+    let known = SERVICES
+        .lock()
+        .iter()
+        .any(|s| s.name == name && s.driver == driver.addr() && !s.claimed);
+    known && in_use(driver)
 }
 
 fn service_of_key(key: PUNICODE_STRING, api: &str) -> String {
