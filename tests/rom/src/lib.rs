@@ -39,6 +39,15 @@ global_asm!(
     "jne 9f",
     "cmp dword ptr [esi + 4], 0x5442544E",
     "jne 9f",
+    // Bochs 2.7 gives memory in blocks of 128 KiB as they are first touched, and loads
+    // the image through a pointer to its first block: touched in order, the others
+    // come to lie where the image is.
+    "mov edi, esi",
+    "2:",
+    "mov al, byte ptr [edi]",
+    "add edi, 0x20000",
+    "cmp edi, dword ptr [esi + 88]", // the image's end
+    "jb 2b",
     // Caches on (CD and NW are set at reset), PAE and SSE (compiled code uses it), the image's tables.
     "mov eax, cr0",
     "and eax, 0x9FFFFFFF",

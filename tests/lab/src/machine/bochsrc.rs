@@ -22,7 +22,11 @@ pub(crate) fn compose(options: &Options, port: u16) -> String {
     } = options;
     let host = (*ram).min(MOST_HOST_MEMORY);
     let (display, block) = if options.emulator == Emulator::Bochs2 {
-        ("rfb, options=\"timeout=0\"", "")
+        // Without a sound card, the packaged build's mixer thread overruns a buffer.
+        (
+            "rfb, options=\"timeout=0\"\nsound: driver=dummy\nspeaker: enabled=0",
+            "",
+        )
     } else {
         // The boot image must lie in one block (it is loaded through a pointer to
         // the first); small blocks also make the start of a large machine slow.
@@ -60,6 +64,7 @@ mod tests {
         assert!(text.contains("ignore_bad_msrs=0"));
         assert!(text.contains("memory: guest=256, host=256, block_size=8192\n"));
         assert!(text.contains("dev=127.0.0.1:4711\n"));
+        assert!(text.contains("optramimage1: file=image.bin, address=0x00100000\n"));
         assert!(text.contains("display_library: nogui\n"));
     }
 
@@ -80,6 +85,7 @@ mod tests {
         };
         let text = compose(&options, 1);
         assert!(text.contains("display_library: rfb"));
+        assert!(text.contains("\nsound: driver=dummy\n"));
         assert!(!text.contains("block_size"));
     }
 }
