@@ -431,8 +431,9 @@ fn expect(output: &Output, code: i32, message: &str) {
 }
 
 fn interrupt(child: &Child) {
-    let kill = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
+    // The shell's own `kill`: a bare Debian has no program of that name.
+    let kill = Command::new("sh")
+        .args(["-c", "kill -INT \"$0\"", &child.id().to_string()])
         .status();
     assert!(kill.unwrap().success());
 }
