@@ -128,6 +128,9 @@ const fn field(bits: u64) -> MemoryType {
 
 impl MtrrState {
     /// Takes over raw register values; see [`Self::load`].
+    // Inline, so that only who calls it compiles it: its frame is larger than a
+    // page, and kernel images have no stack probe.
+    #[inline]
     #[must_use]
     pub fn new(
         cap: u64,

@@ -22,7 +22,7 @@ const TARGET: &str = "x86_64-pc-windows-msvc";
 /// How the images are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Profile {
-    /// Checks on, no optimization.
+    /// Assertions and overflow checks on, no link-time optimization.
     Debug,
     /// As shipped.
     Release,
@@ -194,6 +194,10 @@ fn cargo_build(
     }
     if profile == Profile::Release {
         command.arg("--release");
+    } else {
+        // Unoptimized code has frames too large for a kernel's stack, and
+        // compiler_builtins then wants a C mathematics library.
+        command.args(["--config", "profile.dev.opt-level=2"]);
     }
     command.args(features);
     command

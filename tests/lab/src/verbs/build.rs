@@ -8,7 +8,7 @@ use std::process::ExitCode;
 /// Arguments of `cargo lab build`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Build without optimization, with all checks
+    /// Build with assertions and overflow checks on
     #[arg(long)]
     debug: bool,
 }

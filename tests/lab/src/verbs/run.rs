@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
     /// Print findings as JSON lines, and a last object {exit, reason}
     #[arg(long)]
     json: bool,
-    /// Use images without optimization
+    /// Use images with assertions and overflow checks on
     #[arg(long, conflicts_with = "release")]
     debug: bool,
     /// Use images as shipped (the default)

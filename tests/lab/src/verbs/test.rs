@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// Also run the long campaigns
     #[arg(long)]
     long: bool,
-    /// Test images without optimization
+    /// Test images with assertions and overflow checks on
     #[arg(long, conflicts_with = "release")]
     debug: bool,
     /// Test images as shipped (the default)
