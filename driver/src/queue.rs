@@ -101,6 +101,8 @@ fn dispatch(driver: &'static Driver, request: WDFREQUEST, code: u32) -> Result<A
         wire::VERSION => reply(request, &version()),
         wire::START => {
             let message: StartRequest = input(request)?;
+            #[cfg(feature = "seeded-faults")]
+            hv_core::seeded::plant((message.flags >> 32) as u32);
             let started = driver.start(StartFlags::from_bits_truncate(message.flags));
             let mut answer = StartReply::zeroed();
             (answer.error, answer.core, answer.detail) = outcome(started);

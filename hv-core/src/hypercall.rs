@@ -66,7 +66,7 @@ pub enum Answer {
 }
 
 /// Answers a request on the core that made it.
-pub fn answer(core: &Core, request: &Request, cr3: u64, cr4: u64) -> Answer {
+pub fn answer(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> Answer {
     match request.operation {
         ACTIVATE => {
             vcpu::load_debug_controls();
@@ -75,7 +75,7 @@ pub fn answer(core: &Core, request: &Request, cr3: u64, cr4: u64) -> Answer {
             Answer::Value(OK)
         }
         LEAVE => Answer::Leave,
-        PUBLISH => Answer::Value(publish(core, request, cr3, cr4)),
+        PUBLISH => Answer::Value(publish(core, request, memory)),
         COMMIT => {
             let hypervisor = core.hypervisor();
             let held = hypervisor.transition.acquire(|| shootdown::serve(core));
@@ -90,8 +90,7 @@ pub fn answer(core: &Core, request: &Request, cr3: u64, cr4: u64) -> Answer {
     }
 }
 
-fn publish(core: &Core, request: &Request, cr3: u64, cr4: u64) -> u64 {
-    let memory = GuestMemory::new(core, cr3, cr4);
+fn publish(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> u64 {
     let (Some(monitor), Some(found), Ok(index), Some(copy)) = (
         core.hypervisor().monitor,
         memory.translate(Gva::new(request.second)),

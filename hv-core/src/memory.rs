@@ -4,25 +4,21 @@ use ept::addr::{Gpa, Gva};
 
 use crate::monitor::Guest;
 use crate::percpu::Core;
-use crate::walk::{self, Translation};
+use crate::walk::{self, Paging, Translation};
 
 /// The memory of the guest on one core.
 #[derive(Debug)]
 pub struct GuestMemory<'a> {
     core: &'a Core,
+    paging: Paging,
     cr3: u64,
-    five_levels: bool,
 }
 
 impl<'a> GuestMemory<'a> {
-    /// The memory as seen with the given CR3 and CR4.
+    /// The memory as seen with the given paging mode and CR3.
     #[must_use]
-    pub const fn new(core: &'a Core, cr3: u64, cr4: u64) -> Self {
-        Self {
-            core,
-            cr3,
-            five_levels: cr4 & 1 << 12 != 0,
-        }
+    pub const fn new(core: &'a Core, paging: Paging, cr3: u64) -> Self {
+        Self { core, paging, cr3 }
     }
 
     /// The frame behind a page of guest RAM: the guest's view, so that what is
@@ -49,7 +45,7 @@ impl<'a> GuestMemory<'a> {
     /// Translates a linear address.
     #[must_use]
     pub fn translate(&self, gva: Gva) -> Option<Translation> {
-        walk::translate(self.cr3, self.five_levels, gva, |gpa| self.quadword(gpa))
+        walk::translate(self.paging, self.cr3, gva, |gpa| self.quadword(gpa))
     }
 
     /// Address of a page of RAM in the data window, valid until the next use of

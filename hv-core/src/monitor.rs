@@ -8,6 +8,8 @@
 
 use ept::addr::{Gpa, Gva};
 
+use crate::walk::Paging;
+
 /// Why the hypervisor asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crossing {
@@ -38,6 +40,8 @@ pub struct Fault {
     pub rflags: u64,
     /// CR3 with its low bits as the guest has it.
     pub cr3: u64,
+    /// How the guest translates linear addresses.
+    pub paging: Paging,
     /// CR4 as the guest sees it.
     pub cr4: u64,
     /// Current privilege level, 0 to 3.
@@ -103,6 +107,12 @@ pub unsafe trait Monitor: Sync {
 
     /// A write to an executable page has been carried out and compared.
     fn on_written(&self, fault: &Fault, difference: &Difference, guest: &mut dyn Guest) -> bool;
+
+    /// The guest executed an instruction of VMX (it gets #UD). `instruction` is
+    /// the basic exit reason.
+    fn on_virtualization(&self, fault: &Fault, instruction: u16, guest: &mut dyn Guest) {
+        let _ = (fault, instruction, guest);
+    }
 
     /// A page of data for the monitor arrived from the driver (a hypercall):
     /// `index` counts pages from 0. `false` refuses it.

@@ -183,7 +183,7 @@ fn own_page(core: &Core, gpa: Gpa, fault: &Fault) -> bool {
 }
 
 fn memory_of<'a>(core: &'a Core, fault: &Fault) -> GuestMemory<'a> {
-    GuestMemory::new(core, fault.cr3, fault.cr4)
+    GuestMemory::new(core, fault.paging, fault.cr3)
 }
 
 #[expect(clippy::too_many_arguments, reason = "one violation's facts")]

@@ -21,9 +21,12 @@ use crate::emulate::{cpuid, cr, msr as msrs, xsetbv};
 use crate::event::{self, Event, Facts, Interrupted};
 use crate::host::exceptions;
 use crate::hypercall;
+use crate::memory::GuestMemory;
 use crate::monitor::{Crossing, Fault};
 use crate::percpu::{Core, CrashRecord};
+use crate::seeded::{self, Planted};
 use crate::violation::{self, Violation};
+use crate::walk::Paging;
 use crate::{instr, shootdown};
 
 /// Basic exit reasons.
@@ -199,9 +202,8 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             Next::Advance
         }
         reason::VMCALL => vmcall(core, registers),
-        reason::GETSEC | 19..=27 | reason::INVEPT | reason::INVVPID | reason::VMFUNC => {
-            Next::Raise(Event::UNDEFINED)
-        }
+        19..=27 | reason::INVEPT | reason::INVVPID => virtualization(core, registers, basic),
+        reason::GETSEC | reason::VMFUNC => Next::Raise(Event::UNDEFINED),
         reason::CR_ACCESS => control_register(core, registers),
         reason::RDMSR => rdmsr(registers),
         reason::WRMSR => wrmsr(core, registers),
@@ -235,6 +237,24 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
     }
 }
 
+/// An instruction of VMX: the guest has none, so it is undefined; and told.
+fn virtualization(core: &Core, registers: &GuestRegisters, basic: u16) -> Next {
+    if seeded::is(Planted::SkipVmxInstructions) {
+        return Next::Advance;
+    }
+    let fault = fault(core, registers);
+    if let Some(monitor) = core.hypervisor().monitor {
+        let mut memory = GuestMemory::new(core, fault.paging, fault.cr3);
+        let held = core
+            .hypervisor()
+            .transition
+            .acquire(|| shootdown::serve(core));
+        monitor.on_virtualization(&fault, basic, &mut memory);
+        drop(held);
+    }
+    Next::Raise(Event::UNDEFINED)
+}
+
 fn guest_cr4() -> u64 {
     const VMXE: u64 = 1 << 13;
     read(guest::CR4) & !VMXE
@@ -259,10 +279,11 @@ fn cpuid_slow(registers: &mut GuestRegisters) -> Next {
 fn exception_or_nmi(core: &Core) -> Next {
     let info = read(ro::VMEXIT_INTERRUPTION_INFO);
     if info >> 8 & 7 == 2 {
-        if core.state.kick.swap(false, Ordering::AcqRel) {
+        if core.state.kick.swap(false, Ordering::AcqRel) && !seeded::is(Planted::PassKick) {
             Counters::bump(&core.counters().kicks_taken);
-        } else {
-            core.state.guest_nmis.fetch_add(1, Ordering::AcqRel);
+        } else if !seeded::is(Planted::LoseGuestNmi) {
+            let nmis = 1 + u32::from(seeded::is(Planted::InventNmi));
+            core.state.guest_nmis.fetch_add(nmis, Ordering::AcqRel);
         }
         return Next::Resume;
     }
@@ -302,6 +323,11 @@ fn triple_fault(core: &Core) -> Next {
 /// INIT: the processor's state after INIT, waiting for SIPI (Intel SDM vol. 3,
 /// "Processor State After Reset" and "MP Initialization").
 fn init(core: &Core, registers: &mut GuestRegisters) -> Next {
+    if seeded::is(Planted::IgnoreInit) {
+        return Next::Resume;
+    }
+    // An instruction that was being stepped over will not be finished.
+    violation::cancel_step(core);
     core.state.quiescent.store(true, Ordering::Release);
     *registers = GuestRegisters {
         rdx: u64::from(core::arch::x86_64::__cpuid(1).eax),
@@ -356,7 +382,8 @@ fn sipi(core: &Core) -> Next {
     // Rights may have been revoked while this core was not asked.
     core.state.quiescent.store(false, Ordering::SeqCst);
     shootdown::invalidate(core);
-    let vector = read(ro::EXIT_QUALIFICATION) & 0xFF;
+    let vector =
+        (read(ro::EXIT_QUALIFICATION) & 0xFF) + u64::from(seeded::is(Planted::SipiOffByOne));
     write(guest::CS_SELECTOR, vector << 8);
     write(guest::CS_BASE, vector << 12);
     write(guest::RIP, 0);
@@ -370,7 +397,7 @@ fn vmcall(core: &Core, registers: &mut GuestRegisters) -> Next {
     let secret = [registers.rax, registers.rdx];
     if vcpu::cpl() != 0
         || !vcpu::long_mode()
-        || secret != hypervisor.secret
+        || (secret != hypervisor.secret && !seeded::is(Planted::OpenHypercalls))
         || !(hypervisor.image.0..hypervisor.image.1).contains(&rip)
     {
         return Next::Raise(Event::UNDEFINED);
@@ -380,7 +407,8 @@ fn vmcall(core: &Core, registers: &mut GuestRegisters) -> Next {
         first: registers.r8,
         second: registers.r9,
     };
-    match hypercall::answer(core, &request, read(guest::CR3), guest_cr4()) {
+    let memory = GuestMemory::new(core, paging(), read(guest::CR3));
+    match hypercall::answer(core, &request, &memory) {
         hypercall::Answer::Value(value) => {
             registers.rax = value;
             Next::Advance
@@ -435,7 +463,7 @@ fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
             source,
         } => {
             let value = general(registers, source);
-            if !cr::permits_cr4(value) {
+            if !cr::permits_cr4(value) && !seeded::is(Planted::AllowVmxe) {
                 return Next::Raise(Event::GENERAL_PROTECTION);
             }
             write(guest::CR4, value | 1 << 13);
@@ -450,6 +478,9 @@ fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
             return Next::Advance;
         }
     };
+    if seeded::is(Planted::FaultOnNe) {
+        return Next::Raise(Event::GENERAL_PROTECTION);
+    }
     let Some(new) = cr::write_cr0(&facts, value) else {
         return Next::Raise(Event::GENERAL_PROTECTION);
     };
@@ -478,6 +509,7 @@ fn rdmsr(registers: &mut GuestRegisters) -> Next {
     // SAFETY: root mode with the host's IDT; IA32_FEATURE_CONTROL exists with VMX.
     let feature_control = unsafe { instr::rdmsr(msrs::FEATURE_CONTROL) };
     let value = match msrs::judge_read(index, feature_control) {
+        msrs::Answer::Value(_) if seeded::is(Planted::ShowFeatureControl) => Some(feature_control),
         msrs::Answer::Value(value) => Some(value),
         msrs::Answer::GeneralProtection => None,
         // SAFETY: root mode with the host's IDT; reads have no other effect than
@@ -492,7 +524,18 @@ fn rdmsr(registers: &mut GuestRegisters) -> Next {
             registers.rdx = value >> 32;
             Next::Advance
         }
-        None => Next::Raise(Event::GENERAL_PROTECTION),
+        None if seeded::is(Planted::SwallowGp) => {
+            registers.rax = 0;
+            registers.rdx = 0;
+            Next::Advance
+        }
+        None if seeded::is(Planted::NeverAdvance) => Next::Resume,
+        None => {
+            if seeded::is(Planted::ClobberOnGp) {
+                registers.rax = 0;
+            }
+            Next::Raise(Event::GENERAL_PROTECTION)
+        }
     }
 }
 
@@ -531,7 +574,10 @@ fn retype(core: &Core, index: u32, value: u64) {
     let held = hypervisor.transition.acquire(|| shootdown::serve(core));
     // Every core writes the same values one after the other; only the first
     // write of each changes anything here.
-    if hypervisor.mtrr.read(index) != Some(value) && hypervisor.mtrr.write(index, value) {
+    if !seeded::is(Planted::StaleTypes)
+        && hypervisor.mtrr.read(index) != Some(value)
+        && hypervisor.mtrr.write(index, value)
+    {
         let done = space.retype(Gpa::new(0)..space.limit());
         if done.flush.needs_acknowledgement() {
             shootdown::revoke(core);
@@ -546,6 +592,7 @@ fn set_extended_control(registers: &GuestRegisters) -> Next {
     match xsetbv::judge(guest_cr4(), vcpu::cpl(), index) {
         xsetbv::Answer::Undefined => Next::Raise(Event::UNDEFINED),
         xsetbv::Answer::GeneralProtection => Next::Raise(Event::GENERAL_PROTECTION),
+        xsetbv::Answer::Execute if seeded::is(Planted::SkipXsetbv) => Next::Advance,
         xsetbv::Answer::Execute => {
             let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
             // Root mode's CR4.OSXSAVE follows the guest's at launch; it may have
@@ -578,6 +625,7 @@ fn fault(core: &Core, registers: &GuestRegisters) -> Fault {
         rsp: Gva::new(rsp),
         rflags: read(guest::RFLAGS),
         cr3: read(guest::CR3),
+        paging: paging(),
         cr4: guest_cr4(),
         cpl: vcpu::cpl(),
         long_mode: read(guest::IA32_EFER_FULL) & 1 << 10 != 0,
@@ -603,6 +651,10 @@ fn fault(core: &Core, registers: &GuestRegisters) -> Fault {
             registers.r15,
         ],
     }
+}
+
+fn paging() -> Paging {
+    Paging::of(read(guest::CR0), guest_cr4(), read(guest::IA32_EFER_FULL))
 }
 
 fn code_base() -> u64 {
@@ -689,7 +741,9 @@ fn finish(core: &Core, raised: Option<Event>, only_look: bool) {
         stepping: state.step.count.get() > 0 || pending,
     };
     let plan = event::plan(&facts);
-    if let Some(blocking) = plan.nmi_blocking {
+    if let Some(blocking) = plan.nmi_blocking
+        && !(blocking && seeded::is(Planted::ForgetIretBlocking))
+    {
         let now = read(guest::INTERRUPTIBILITY_STATE);
         let bit = vcpu::BLOCKED_BY_NMI;
         write(
@@ -697,7 +751,9 @@ fn finish(core: &Core, raised: Option<Event>, only_look: bool) {
             if blocking { now | bit } else { now & !bit },
         );
     }
-    if let Some(event) = plan.inject {
+    if let Some(event) = plan.inject
+        && !(plan.repeated && seeded::is(Planted::DropReinjection))
+    {
         inject(event);
         if plan.repeated && !plan.nmi_taken {
             Counters::bump(&core.counters().reinjected);
@@ -715,7 +771,9 @@ fn finish(core: &Core, raised: Option<Event>, only_look: bool) {
 }
 
 fn inject(event: Event) {
-    if let Some(code) = event.error_code() {
+    if let Some(code) = event.error_code()
+        && !seeded::is(Planted::DropErrorCode)
+    {
         write(control::VMENTRY_EXCEPTION_ERR_CODE, code);
     }
     if event.needs_length() {
