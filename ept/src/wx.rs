@@ -78,9 +78,11 @@ impl PageState {
 /// From this many bounces on, a write to an executable page is stepped instead
 /// of turning the page.
 pub const STEP_AFTER: u8 = 8;
-/// From this many bounces on, the page is exempted: it may slow itself, never
-/// the machine.
-pub const EXEMPT_AFTER: u8 = 200;
+/// From this many bounces on, the page is turned once and is stepped again soon
+/// after. A page that is code and data at once turns at one write in
+/// `TURN_AFTER - STEP_AFTER + 1`, so it slows itself, not the machine; and a frame
+/// that used to be one, and holds data now, becomes data after as many writes.
+pub const TURN_AFTER: u8 = 24;
 
 /// One action of a plan. Each is complete before the next begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +131,8 @@ pub enum Count {
     Keep,
     /// One more, saturating.
     Add,
+    /// [`STEP_AFTER`].
+    Settle,
     /// Zero.
     Clear,
 }
@@ -140,6 +144,7 @@ impl Count {
         match self {
             Self::Keep => bounces,
             Self::Add => bounces.saturating_add(1),
+            Self::Settle => STEP_AFTER,
             Self::Clear => 0,
         }
     }
@@ -216,19 +221,20 @@ pub const fn on_write(state: PageState, facts: WriteFacts) -> Plan {
         Stepping => return Plan::Wait,
         Executable => {}
     }
-    let steps = if facts.page_walk {
-        ADMIT_WALK
-    } else if facts.bounces >= EXEMPT_AFTER || (facts.same_page && !facts.can_step) {
-        GIVE_UP
-    } else if facts.can_step && (facts.same_page || facts.bounces >= STEP_AFTER) {
-        STEP_WRITE
+    let (steps, count) = if facts.page_walk {
+        (ADMIT_WALK, Count::Keep)
+    } else if facts.same_page {
+        // Only both rights at once let the instruction retire.
+        let steps = if facts.can_step { STEP_WRITE } else { GIVE_UP };
+        (steps, Count::Keep)
+    } else if facts.bounces >= TURN_AFTER {
+        (ADMIT_WRITE, Count::Settle)
+    } else if facts.can_step && facts.bounces >= STEP_AFTER {
+        (STEP_WRITE, Count::Add)
     } else {
-        ADMIT_WRITE
+        (ADMIT_WRITE, Count::Add)
     };
-    Plan::Run {
-        steps,
-        count: Count::Add,
-    }
+    Plan::Run { steps, count }
 }
 
 /// An exempt page is to be watched again (from a timer or a request): it is
