@@ -71,8 +71,9 @@ pub struct Soft {
 /// Where an entry keeps its [`Soft`] value.
 #[derive(Clone, Copy)]
 struct SoftLayout {
-    state_low: u32,
-    state_high: u32,
+    /// Lowest of the two bits of the state.
+    state: u32,
+    /// The bit of [`Soft::code`].
     code: u32,
 }
 
@@ -80,28 +81,37 @@ struct SoftLayout {
 const BOUNCES_SHIFT: u32 = 52;
 
 impl SoftLayout {
+    /// The bits of state and counter, which a change of state replaces.
+    const fn turning(self) -> u64 {
+        3 << self.state | 0xff << BOUNCES_SHIFT
+    }
+
     #[inline]
-    fn pack(self, soft: Soft) -> u64 {
-        let state = u64::from(soft.state.bits());
-        ((state & 1) << self.state_low)
-            | ((state >> 1) << self.state_high)
-            | (u64::from(soft.code) << self.code)
-            | (u64::from(soft.bounces) << BOUNCES_SHIFT)
+    fn state(self, raw: u64) -> PageState {
+        PageState::from_bits((raw >> self.state & 3) as u8)
+    }
+
+    #[inline]
+    const fn pack(self, soft: Soft) -> u64 {
+        ((soft.state.bits() as u64) << self.state)
+            | ((soft.code as u64) << self.code)
+            | ((soft.bounces as u64) << BOUNCES_SHIFT)
     }
 
     #[inline]
     fn unpack(self, raw: u64) -> Soft {
-        let bit = |position: u32| ((raw >> position) & 1) as u8;
         Soft {
-            state: PageState::from_bits(bit(self.state_low) | (bit(self.state_high) << 1)),
+            state: self.state(raw),
             bounces: ((raw >> BOUNCES_SHIFT) & 0xff) as u8,
-            code: bit(self.code) == 1,
+            code: raw >> self.code & 1 == 1,
         }
     }
 }
 
 /// Bits 51 to 12 of an entry: the physical address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bit 0: the right to read, or present. Every leaf that is built here has it.
+const READABLE: u64 = 1;
 /// "This entry is a leaf", in levels 2 and 3 of both formats.
 const LARGE: u64 = 1 << 7;
 
@@ -161,6 +171,28 @@ pub trait NestedEntry {
     /// The next table, if the entry leads to one: a walk asks no more of the
     /// entries on its way than this. Says the same as [`Self::decode`].
     fn next_table(&self, raw: u64, level: u8) -> Option<Hpa>;
+
+    /// State in the note of a leaf.
+    fn state(&self, leaf: u64) -> PageState;
+
+    /// The note of a leaf.
+    fn soft(&self, leaf: u64) -> Soft;
+
+    /// The rights of a leaf as a set of bits, comparable with those of another
+    /// leaf of this format and nothing else.
+    fn rights(&self, leaf: u64) -> u64;
+
+    /// The present 4 KB leaf `leaf` with the rights of `state` and these two
+    /// parts of the note; all else stays. What [`Self::leaf`] would build.
+    fn restate(&self, leaf: u64, state: PageState, bounces: u8) -> u64;
+
+    /// The present 4 KB leaf `leaf` with the rights `access` instead of its own;
+    /// the note stays.
+    fn with_rights(&self, leaf: u64, access: Access) -> u64;
+
+    /// Whether the 4 KB leaf `leaf` is present and maps the frame that `gpa`
+    /// names, given as the first address of the page with bit 0 set.
+    fn maps_identically(&self, leaf: u64, page: u64) -> bool;
 
     /// Whether user-mode and kernel-mode fetches are separate rights.
     fn separates_user_fetches(&self) -> bool;
@@ -295,6 +327,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The exit path's shortcuts on a 4 KB leaf build what [`NestedEntry::leaf`]
+    /// builds, and read what [`NestedEntry::decode`] reads.
+    fn shortcuts(format: &impl NestedEntry) {
+        let hpa = Hpa::new(0x000f_edcb_a987_6000);
+        let states = [0, 1, 2, 3].map(PageState::from_bits);
+        let rights_of = |state: PageState| state.access(format.separates_user_fetches());
+        let build = |access, mt, soft: Soft| format.leaf(hpa, Size4K, access, mt, soft);
+        for mt in TYPES {
+            for note in 0..2048_u32 {
+                let old = soft(
+                    (note & 3) as u8,
+                    ((note >> 2) & 0xff) as u8,
+                    note >> 10 == 1,
+                );
+                let raw = build(rights_of(old.state), mt, old);
+                assert_eq!(format.state(raw), old.state);
+                assert_eq!(format.soft(raw), old);
+                for state in states {
+                    let new = Soft { state, ..old };
+                    let bounces = old.bounces.wrapping_add(1);
+                    assert_eq!(
+                        format.restate(raw, state, bounces),
+                        build(rights_of(state), mt, Soft { bounces, ..new })
+                    );
+                    // Compared as sets, rights say what a flush token needs.
+                    let other = build(rights_of(state), mt, new);
+                    let (was, is) = (rights_of(old.state), rights_of(state));
+                    let taken = format.rights(raw) & !format.rights(other) != 0;
+                    assert_eq!(taken, !is.contains(was), "{:?} {state:?}", old.state);
+                    assert_eq!(format.rights(raw) == format.rights(other), was == is);
+                }
+                for bits in 1..16 {
+                    let access = Access::from_bits_truncate(bits);
+                    if access.is_empty() || access == Access::EXEC_USER {
+                        continue;
+                    }
+                    assert_eq!(format.with_rights(raw, access), build(access, mt, old));
+                }
+                let page = hpa.as_u64() | 1;
+                assert!(format.maps_identically(raw, page));
+                assert!(!format.maps_identically(0, page));
+                assert!(!format.maps_identically(raw & !1, page));
+                for bit in 12..52 {
+                    assert!(!format.maps_identically(raw, page ^ 1 << bit), "{bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shortcuts_agree_with_the_long_way() {
+        for mbec in [false, true] {
+            shortcuts(&EptFormat { mbec });
+        }
+        shortcuts(&NptFormat);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub mod flush;
 pub mod memtype;
 pub mod pool;
 pub mod private;
+mod recent;
+pub mod slot;
 pub mod space;
 pub mod table;
 pub mod wx;

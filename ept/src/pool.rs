@@ -17,16 +17,48 @@ use crate::table::Table;
 /// The largest number of chunks; lookups are linear in it.
 pub const MAX_CHUNKS: usize = 16;
 
-#[derive(Clone, Copy, Debug)]
-struct Chunk<'a> {
-    base: Hpa,
-    tables: &'a [Table],
+/// The number of a table: its chunk and its index there, in [`Place::BITS`]
+/// bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
+impl Place {
+    const INDEX_BITS: u32 = 20;
+    /// Width of a place as a number.
+    pub(crate) const BITS: u32 = Self::INDEX_BITS + MAX_CHUNKS.trailing_zeros();
+
+    fn new(chunk: usize, index: usize) -> Option<Self> {
+        let fits = chunk < MAX_CHUNKS && index >> Self::INDEX_BITS == 0;
+        fits.then_some(Self((chunk << Self::INDEX_BITS | index) as u64))
+    }
+
+    #[inline]
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits & ((1 << Self::BITS) - 1))
+    }
+
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    const fn chunk(self) -> usize {
+        (self.0 >> Self::INDEX_BITS) as usize % MAX_CHUNKS
+    }
+
+    #[inline]
+    const fn index(self) -> usize {
+        (self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize
+    }
 }
+
+const _: () = assert!(MAX_CHUNKS.is_power_of_two());
 
 /// Tables waiting to be used, and the way from an [`Hpa`] to a used one.
 #[derive(Debug)]
 pub struct Pool<'a> {
-    chunks: [Chunk<'a>; MAX_CHUNKS],
+    bases: [Hpa; MAX_CHUNKS],
+    chunks: [&'a [Table]; MAX_CHUNKS],
     capacity: usize,
     used: AtomicUsize,
 }
@@ -39,23 +71,22 @@ impl<'a> Pool<'a> {
     /// begin on a page boundary.
     #[must_use]
     pub fn new(chunks: &[(Hpa, &'a [Table])]) -> Option<Self> {
-        let none = Chunk {
-            base: Hpa::new(0),
-            tables: &[],
-        };
-        let mut own = [none; MAX_CHUNKS];
+        let mut bases = [Hpa::new(0); MAX_CHUNKS];
+        let mut own: [&[Table]; MAX_CHUNKS] = [&[]; MAX_CHUNKS];
         let mut capacity = 0_usize;
         if chunks.len() > MAX_CHUNKS {
             return None;
         }
-        for (slot, &(base, tables)) in own.iter_mut().zip(chunks) {
+        for ((slot, place), &(base, tables)) in own.iter_mut().zip(&mut bases).zip(chunks) {
             if !base.is_aligned(PageSize::Size4K) {
                 return None;
             }
-            *slot = Chunk { base, tables };
+            *slot = tables;
+            *place = base;
             capacity = capacity.checked_add(tables.len())?;
         }
         Some(Self {
+            bases,
             chunks: own,
             capacity,
             used: AtomicUsize::new(0),
@@ -70,12 +101,12 @@ impl<'a> Pool<'a> {
                 (used < self.capacity).then_some(used.wrapping_add(1))
             })
             .ok()?;
-        for chunk in &self.chunks {
-            if let Some(table) = chunk.tables.get(index) {
+        for (base, tables) in self.bases.iter().zip(&self.chunks) {
+            if let Some(table) = tables.get(index) {
                 let offset = (index as u64) << PAGE_SHIFT;
-                return Some((Hpa::new(chunk.base.as_u64().wrapping_add(offset)), table));
+                return Some((Hpa::new(base.as_u64().wrapping_add(offset)), table));
             }
-            index = index.wrapping_sub(chunk.tables.len());
+            index = index.wrapping_sub(tables.len());
         }
         None
     }
@@ -84,12 +115,25 @@ impl<'a> Pool<'a> {
     #[must_use]
     #[inline]
     pub fn find(&self, hpa: Hpa) -> Option<&'a Table> {
-        self.chunks.iter().find_map(|chunk| {
-            let offset = hpa.as_u64().checked_sub(chunk.base.as_u64())?;
-            chunk
-                .tables
-                .get(usize::try_from(offset >> PAGE_SHIFT).ok()?)
+        let mut chunks = self.bases.iter().zip(&self.chunks);
+        chunks.find_map(|(base, tables)| {
+            let offset = hpa.as_u64().checked_sub(base.as_u64())?;
+            tables.get(usize::try_from(offset >> PAGE_SHIFT).ok()?)
         })
+    }
+
+    /// Where `table` lies, if it is one of ours.
+    pub(crate) fn place_of(&self, table: &Table) -> Option<Place> {
+        self.chunks.iter().enumerate().find_map(|(chunk, tables)| {
+            let index = tables.iter().position(|own| core::ptr::eq(own, table))?;
+            Place::new(chunk, index)
+        })
+    }
+
+    /// The table at a place that [`Self::place_of`] named.
+    #[inline]
+    pub(crate) fn at(&self, place: Place) -> Option<&'a Table> {
+        self.chunks.get(place.chunk())?.get(place.index())
     }
 
     /// Tables handed out so far.
@@ -142,6 +186,35 @@ mod tests {
         for foreign in [0, 0x6fff_f000, 0x7000_3000, 0xffff_f000, 0x1_0000_2000] {
             assert!(pool.find(Hpa::new(foreign)).is_none(), "{foreign:#x}");
         }
+    }
+
+    #[test]
+    fn a_place_leads_back_to_its_table() {
+        let low = [const { Table::new() }; 3];
+        let high = [const { Table::new() }; 2];
+        let foreign = Table::new();
+        let chunks = [
+            (Hpa::new(0x7000_0000), &low[..]),
+            (Hpa::new(0x1_0000_0000), &high[..]),
+        ];
+        let pool = Pool::new(&chunks).unwrap();
+        let mut places = [Place::from_bits(u64::MAX); 5];
+        for (table, slot) in low.iter().chain(&high).zip(&mut places) {
+            let place = pool.place_of(table).unwrap();
+            *slot = Place::from_bits(place.bits() | 1 << Place::BITS);
+            assert_eq!(*slot, place);
+        }
+        for (table, place) in low.iter().chain(&high).zip(places) {
+            assert!(core::ptr::eq(pool.at(place).unwrap(), table));
+        }
+        assert_eq!(pool.place_of(&foreign), None);
+        for bits in [3, 2 | 1 << 20, 2 << 20, u64::MAX] {
+            assert!(pool.at(Place::from_bits(bits)).is_none(), "{bits:#x}");
+        }
+        // The last that can be named, and what cannot.
+        assert!(Place::new(15, (1 << 20) - 1).is_some());
+        assert_eq!(Place::new(16, 0), None);
+        assert_eq!(Place::new(0, 1 << 20), None);
     }
 
     #[test]

@@ -32,6 +32,8 @@ use crate::entry::{Access, Decoded, NestedEntry, Soft};
 use crate::flush::Flush;
 use crate::memtype::{MemoryType, MtrrState};
 use crate::pool::Pool;
+use crate::recent::Recent;
+use crate::slot::Slot;
 use crate::table::{ENTRIES, Table};
 use crate::wx::PageState;
 
@@ -43,6 +45,34 @@ const FILL_RESERVE: usize = 16;
 
 /// Changes that the journal remembers.
 const JOURNAL: usize = 16;
+
+/// A changed entry in the journal: page address and, below it, level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Note(u64);
+
+impl Note {
+    /// The entry of level 1 for `page`.
+    #[inline]
+    pub(crate) const fn leaf(page: Gpa) -> Self {
+        Self(page.page_base().as_u64() | 1)
+    }
+
+    /// The note as a number: bit 0 is set for level 1.
+    #[inline]
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) const fn page(self) -> Gpa {
+        Gpa::new(self.0).page_base()
+    }
+
+    #[inline]
+    pub(crate) const fn level(self) -> u8 {
+        (self.0 & 7) as u8
+    }
+}
 
 /// Why a mapping could not be changed. Nothing was changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,24 +176,39 @@ impl Tally {
         };
         if let Some(counter) = counter {
             let pages = leaf.size.pages();
-            if add {
-                counter.fetch_add(pages, Ordering::Relaxed);
-            } else {
-                counter.fetch_sub(pages, Ordering::Relaxed);
-            }
+            let change = if add { pages } else { pages.wrapping_neg() };
+            bump(counter, change);
         }
     }
 
     /// A table of `level` was put in place.
     fn table(&self, level: u8) {
         if let Some(counter) = self.tables.get(usize::from(level).wrapping_sub(1)) {
-            counter.fetch_add(1, Ordering::Relaxed);
+            bump(counter, 1);
+        }
+    }
+
+    /// A 4 KB page that is not hidden went from one state to another.
+    #[inline]
+    fn turned(&self, was: PageState, is: PageState) {
+        let counter = |state: PageState| self.by_state.get(usize::from(state.bits()));
+        if let (Some(was), Some(is)) = (counter(was), counter(is)) {
+            bump(was, u64::MAX);
+            bump(is, 1);
         }
     }
 }
 
+/// Adds `change`, wrapping. Whoever writes holds the transition lock, so no
+/// locked instruction is needed.
+#[inline]
+fn bump(counter: &AtomicU64, change: u64) {
+    let value = counter.load(Ordering::Relaxed).wrapping_add(change);
+    counter.store(value, Ordering::Relaxed);
+}
+
 /// Where a walk ended: the entry that is absent or a leaf.
-struct Slot<'a> {
+struct Found<'a> {
     gpa: Gpa,
     table: &'a Table,
     level: u8,
@@ -184,6 +229,7 @@ pub struct Space<'a, F: NestedEntry> {
     generation: AtomicU64,
     /// Where the last entries were changed: page address and, below it, level.
     journal: [AtomicU64; JOURNAL],
+    recent: Recent,
     tally: Tally,
 }
 
@@ -212,6 +258,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
             has_1g,
             generation: AtomicU64::new(0),
             journal: [const { AtomicU64::new(0) }; JOURNAL],
+            recent: Recent::new(),
             tally: Tally::default(),
         })
     }
@@ -256,6 +303,28 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     #[must_use]
     pub fn table_bytes(&self) -> u64 {
         (self.pool.used() as u64).wrapping_mul(PAGE_BYTES)
+    }
+
+    /// A handle on the 4 KB leaf that shows the guest the frame `gpa` names, for
+    /// the exit path: a region seen before costs no walk. `None` sends the
+    /// caller to [`Self::lookup`] and [`Self::set_state`], which know large
+    /// leaves, missing mappings and hidden pages.
+    #[must_use]
+    #[inline]
+    pub fn find(&self, gpa: Gpa) -> Option<Slot<'_, 'a, F>> {
+        match self.recent.get(gpa).and_then(|at| self.pool.at(at)) {
+            Some(table) => Slot::new(self, table, gpa),
+            None => self.find_anew(gpa),
+        }
+    }
+
+    #[cold]
+    fn find_anew(&self, gpa: Gpa) -> Option<Slot<'_, 'a, F>> {
+        let table = self.leaf_table(gpa)?;
+        if let Some(at) = self.pool.place_of(table) {
+            self.recent.put(gpa, at);
+        }
+        Slot::new(self, table, gpa)
     }
 
     /// The leaf that maps `gpa`; `None` where nothing is mapped yet.
@@ -458,23 +527,27 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         (slot.level == 1).then_some(slot.table)
     }
 
-    /// Tells `visit` the page and the level of each entry that was changed since
-    /// `generation`. `false` if that is too long ago to know.
-    pub(crate) fn changes_since(&self, generation: u64, mut visit: impl FnMut(Gpa, u8)) -> bool {
+    /// Tells `visit` each entry that was changed since `generation`, and returns
+    /// the generation now. `None` if that is too long ago to know, or `visit`
+    /// returns `false`.
+    #[inline]
+    pub(crate) fn changes_since(
+        &self,
+        generation: u64,
+        mut visit: impl FnMut(Note) -> bool,
+    ) -> Option<u64> {
         let now = self.generation();
         if now.wrapping_sub(generation) > JOURNAL as u64 {
-            return false;
+            return None;
         }
         let mut at = generation;
         while at != now {
-            let note = self
-                .journal_slot(at)
-                .map_or(0, |slot| slot.load(Ordering::Relaxed));
-            let note = Gpa::new(note);
-            visit(note.page_base(), (note.page_offset() & 0xff) as u8);
+            if !visit(Note(self.journal_slot(at)?.load(Ordering::Relaxed))) {
+                return None;
+            }
             at = at.wrapping_add(1);
         }
-        true
+        Some(now)
     }
 
     /// The type of the 4 KB page at `gpa`.
@@ -545,7 +618,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
 
     /// Follows the tables to the entry that maps `gpa` or is absent.
     #[inline]
-    fn walk(&self, gpa: Gpa) -> Result<Slot<'a>, MapError> {
+    fn walk(&self, gpa: Gpa) -> Result<Found<'a>, MapError> {
         if gpa.as_u64() >= self.limit {
             return Err(MapError::OutOfReach);
         }
@@ -564,7 +637,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
                 Entry::Leaf(leaf) => Some(leaf),
                 Entry::Table(_) | Entry::Absent => None,
             };
-            return Ok(Slot {
+            return Ok(Found {
                 gpa,
                 table,
                 level,
@@ -581,7 +654,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     /// when all of them can be had and `reserve` tables remain.
     fn hang(
         &self,
-        slot: &Slot<'a>,
+        slot: &Found<'a>,
         leaf: &Leaf,
         gpa: Gpa,
         bottom: PageSize,
@@ -619,7 +692,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
 
     /// The 4 KB entry for `gpa`, after filling and splitting as needed.
     #[inline]
-    fn small_slot(&self, gpa: Gpa) -> Result<(Slot<'a>, Flush), MapError> {
+    fn small_slot(&self, gpa: Gpa) -> Result<(Found<'a>, Flush), MapError> {
         let slot = self.walk(gpa)?;
         match slot.leaf {
             Some(leaf) if leaf.size == PageSize::Size4K => Ok((slot, Flush::None)),
@@ -631,14 +704,14 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     /// pieces at once: a large leaf that is seen for a moment only would have to
     /// be broken again.
     #[cold]
-    fn make_small(&self, slot: &Slot<'a>, gpa: Gpa) -> Result<(Slot<'a>, Flush), MapError> {
+    fn make_small(&self, slot: &Found<'a>, gpa: Gpa) -> Result<(Found<'a>, Flush), MapError> {
         let leaf = slot.leaf.unwrap_or_else(|| self.largest_leaf(gpa));
         let flush = self.hang(slot, &leaf, gpa, PageSize::Size4K, self.reserve())?;
         Ok((self.walk(gpa)?, flush))
     }
 
     /// Splits `leaf` at `slot` into the 512 leaves of the next smaller size.
-    fn split_once(&self, slot: &Slot<'a>, leaf: &Leaf) -> Result<Flush, MapError> {
+    fn split_once(&self, slot: &Found<'a>, leaf: &Leaf) -> Result<Flush, MapError> {
         let size = PageSize::at_level(slot.level.saturating_sub(1)).ok_or(MapError::OutOfReach)?;
         self.hang(slot, leaf, leaf.gpa, size, self.reserve())
     }
@@ -679,7 +752,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
         Ok(Change { flush, old, new })
     }
 
-    fn retype_leaf(&self, slot: &Slot<'a>, leaf: Leaf, mt: MemoryType) -> Flush {
+    fn retype_leaf(&self, slot: &Found<'a>, leaf: Leaf, mt: MemoryType) -> Flush {
         if leaf.mt == mt {
             return Flush::None;
         }
@@ -689,7 +762,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     /// Exchanges a leaf for another of the same size, or for nothing, by one
     /// store, and says what that asks of the cores.
     #[inline]
-    fn replace(&self, slot: &Slot<'a>, new: Option<Leaf>) -> Flush {
+    fn replace(&self, slot: &Found<'a>, new: Option<Leaf>) -> Flush {
         let raw = new.map_or(0, |leaf| self.encode(&leaf));
         if raw == slot.raw {
             return Flush::None;
@@ -722,19 +795,33 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     }
 
     /// Notes that the entry for `gpa` in a table of `level` has changed.
+    #[inline]
     fn advance(&self, gpa: Gpa, level: u8) {
-        if let Some(slot) = self.journal_slot(self.generation.load(Ordering::Relaxed)) {
-            slot.store(
-                gpa.page_base().as_u64() | u64::from(level),
-                Ordering::Relaxed,
-            );
-        }
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.note(Note(gpa.page_base().as_u64() | u64::from(level)));
     }
 
+    /// The same.
+    #[inline]
+    pub(crate) fn note(&self, note: Note) {
+        // One writer at a time: the holder of the transition lock.
+        let generation = self.generation.load(Ordering::Relaxed);
+        if let Some(slot) = self.journal_slot(generation) {
+            slot.store(note.0, Ordering::Relaxed);
+        }
+        self.generation
+            .store(generation.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Counts a 4 KB page that has gone from one state to another.
+    #[inline]
+    pub(crate) fn turned(&self, was: PageState, is: PageState) {
+        self.tally.turned(was, is);
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "modulo JOURNAL")]
     fn journal_slot(&self, generation: u64) -> Option<&AtomicU64> {
-        let index = generation % JOURNAL as u64;
-        self.journal.get(usize::try_from(index).ok()?)
+        self.journal.get(generation as usize % JOURNAL)
     }
 }
 

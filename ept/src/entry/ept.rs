@@ -9,9 +9,13 @@
 //! as guest-paging verification and paging-write control are never enabled; 63
 //! as EPT-violation #VE is never enabled.
 
-use super::{ADDRESS, Access, Decoded, LARGE, NestedEntry, Soft, SoftLayout, frame, leaf_size};
+use super::{
+    ADDRESS, Access, BOUNCES_SHIFT, Decoded, LARGE, NestedEntry, READABLE, Soft, SoftLayout, frame,
+    leaf_size,
+};
 use crate::addr::{Hpa, PageSize};
 use crate::memtype::MemoryType;
+use crate::wx::PageState;
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -20,9 +24,8 @@ const EXEC_USER: u64 = 1 << 10;
 const TYPE_SHIFT: u32 = 3;
 
 const SOFT: SoftLayout = SoftLayout {
-    state_low: 11,
-    state_high: 62,
-    code: 63,
+    state: 62,
+    code: 11,
 };
 
 /// Intel's extended page tables.
@@ -33,7 +36,48 @@ pub struct EptFormat {
     pub mbec: bool,
 }
 
+const RIGHTS: u64 = READ | WRITE | EXEC | EXEC_USER;
+
+/// The bits of each state: its rights, and the state in the note. First without
+/// MBEC, then with it.
+const STATES: [[u64; 4]; 2] = {
+    let mut states = [[0; 4]; 2];
+    let mut index = 0_u8;
+    while index < 8 {
+        let mbec = index >= 4;
+        let state = PageState::from_bits(index);
+        let note = Soft {
+            state,
+            bounces: 0,
+            code: false,
+        };
+        let rights = EptFormat { mbec }.right_bits(state.access(mbec));
+        states[mbec as usize][(index & 3) as usize] = rights | SOFT.pack(note);
+        index += 1;
+    }
+    states
+};
+
 impl EptFormat {
+    /// The bits of rights that are [`Access::legal`].
+    #[inline]
+    const fn right_bits(self, access: Access) -> u64 {
+        let mut rights = 0;
+        if access.contains(Access::READ) {
+            rights |= READ;
+        }
+        if access.contains(Access::WRITE) {
+            rights |= WRITE;
+        }
+        if access.contains(Access::EXEC_KERNEL) {
+            rights |= EXEC;
+        }
+        if self.mbec && access.contains(Access::EXEC_USER) {
+            rights |= EXEC_USER;
+        }
+        rights
+    }
+
     /// The bits of which one at least makes an entry present.
     const fn present(self) -> u64 {
         READ | WRITE | EXEC | if self.mbec { EXEC_USER } else { 0 }
@@ -48,20 +92,7 @@ impl NestedEntry for EptFormat {
 
     #[inline]
     fn leaf(&self, hpa: Hpa, size: PageSize, access: Access, mt: MemoryType, soft: Soft) -> u64 {
-        let access = access.legal();
-        let mut rights = 0;
-        if access.contains(Access::READ) {
-            rights |= READ;
-        }
-        if access.contains(Access::WRITE) {
-            rights |= WRITE;
-        }
-        if access.contains(Access::EXEC_KERNEL) {
-            rights |= EXEC;
-        }
-        if self.mbec && access.contains(Access::EXEC_USER) {
-            rights |= EXEC_USER;
-        }
+        let rights = self.right_bits(access.legal());
         if rights == 0 {
             return 0;
         }
@@ -102,6 +133,39 @@ impl NestedEntry for EptFormat {
             return None;
         }
         Some(Hpa::new(raw & ADDRESS))
+    }
+
+    #[inline]
+    fn state(&self, leaf: u64) -> PageState {
+        SOFT.state(leaf)
+    }
+
+    #[inline]
+    fn soft(&self, leaf: u64) -> Soft {
+        SOFT.unpack(leaf)
+    }
+
+    #[inline]
+    fn rights(&self, leaf: u64) -> u64 {
+        leaf & RIGHTS
+    }
+
+    #[inline]
+    fn restate(&self, leaf: u64, state: PageState, bounces: u8) -> u64 {
+        let states = &STATES[usize::from(self.mbec)];
+        (leaf & !(RIGHTS | SOFT.turning()))
+            | states[usize::from(state.bits() & 3)]
+            | u64::from(bounces) << BOUNCES_SHIFT
+    }
+
+    #[inline]
+    fn with_rights(&self, leaf: u64, access: Access) -> u64 {
+        (leaf & !RIGHTS) | self.right_bits(access.legal())
+    }
+
+    #[inline]
+    fn maps_identically(&self, leaf: u64, page: u64) -> bool {
+        (leaf ^ page) & (ADDRESS | READABLE) == 0
     }
 
     fn separates_user_fetches(&self) -> bool {

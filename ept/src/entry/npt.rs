@@ -10,9 +10,13 @@
 //! available bits 9-11 and 52-58, and bit 59, which is available while host
 //! CR4.PKE is 0.
 
-use super::{ADDRESS, Access, Decoded, LARGE, NestedEntry, Soft, SoftLayout, frame, leaf_size};
+use super::{
+    ADDRESS, Access, BOUNCES_SHIFT, Decoded, LARGE, NestedEntry, READABLE, Soft, SoftLayout, frame,
+    leaf_size,
+};
 use crate::addr::{Hpa, PageSize};
 use crate::memtype::MemoryType;
+use crate::wx::PageState;
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
@@ -21,11 +25,42 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
 
-const SOFT: SoftLayout = SoftLayout {
-    state_low: 9,
-    state_high: 10,
-    code: 11,
+const SOFT: SoftLayout = SoftLayout { state: 9, code: 11 };
+
+const RIGHTS: u64 = WRITE | NO_EXECUTE;
+
+/// The bits of each state: its rights, and the state in the note.
+const STATES: [u64; 4] = {
+    let mut states = [0; 4];
+    let mut index = 0_u8;
+    while index < 4 {
+        let state = PageState::from_bits(index);
+        let note = Soft {
+            state,
+            bounces: 0,
+            code: false,
+        };
+        states[index as usize] = right_bits(state.access(false)) | SOFT.pack(note);
+        index += 1;
+    }
+    states
 };
+
+/// The bits of rights that have [`Access::READ`] among them.
+#[inline]
+const fn right_bits(access: Access) -> u64 {
+    let write = if access.contains(Access::WRITE) {
+        WRITE
+    } else {
+        0
+    };
+    let fetch = if access.contains(Access::EXEC_KERNEL) {
+        0
+    } else {
+        NO_EXECUTE
+    };
+    write | fetch
+}
 
 /// AMD's nested page tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,12 +78,7 @@ impl NestedEntry for NptFormat {
             return 0;
         }
         let mut raw = frame(hpa, size) | PRESENT | USER | ACCESSED | DIRTY | SOFT.pack(soft);
-        if access.contains(Access::WRITE) {
-            raw |= WRITE;
-        }
-        if !access.contains(Access::EXEC_KERNEL) {
-            raw |= NO_EXECUTE;
-        }
+        raw |= right_bits(access);
         if !matches!(size, PageSize::Size4K) {
             raw |= LARGE;
         }
@@ -84,6 +114,38 @@ impl NestedEntry for NptFormat {
             return None;
         }
         Some(Hpa::new(raw & ADDRESS))
+    }
+
+    #[inline]
+    fn state(&self, leaf: u64) -> PageState {
+        SOFT.state(leaf)
+    }
+
+    #[inline]
+    fn soft(&self, leaf: u64) -> Soft {
+        SOFT.unpack(leaf)
+    }
+
+    #[inline]
+    fn rights(&self, leaf: u64) -> u64 {
+        (leaf ^ NO_EXECUTE) & RIGHTS
+    }
+
+    #[inline]
+    fn restate(&self, leaf: u64, state: PageState, bounces: u8) -> u64 {
+        (leaf & !(RIGHTS | SOFT.turning()))
+            | STATES[usize::from(state.bits() & 3)]
+            | u64::from(bounces) << BOUNCES_SHIFT
+    }
+
+    #[inline]
+    fn with_rights(&self, leaf: u64, access: Access) -> u64 {
+        (leaf & !RIGHTS) | right_bits(access)
+    }
+
+    #[inline]
+    fn maps_identically(&self, leaf: u64, page: u64) -> bool {
+        (leaf ^ page) & (ADDRESS | READABLE) == 0
     }
 
     fn separates_user_fetches(&self) -> bool {

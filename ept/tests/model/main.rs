@@ -6,6 +6,7 @@ mod memory_types;
 mod private_path;
 mod rng;
 mod size;
+mod slot;
 mod space;
 mod transitions;
 mod walker;

@@ -268,7 +268,12 @@ fn random_changes_and_builds_agree() {
                 .iter()
                 .map(|&gpa| (Gpa::new(gpa), Access::all()))
                 .collect();
-            bench.path.build(&bench.space, &given).unwrap();
+            let slot = bench.space.find(given[0].0);
+            let aimed = slot.filter(|_| given.len() == 1);
+            let aimed = aimed.and_then(|slot| bench.path.aim(&slot, Access::all()));
+            if aimed.is_none() {
+                bench.path.build(&bench.space, &given).unwrap();
+            }
             for i in 0..16 {
                 let gpa = [GB, 6 * GB][rng.below(2)] + i * 0x1000;
                 let (shared, private) = (bench.shared(gpa).unwrap(), bench.private(gpa).unwrap());
@@ -291,4 +296,89 @@ fn a_path_needs_seven_aligned_tables() {
     assert!(PrivatePath::in_chunk(base, &tables[..6]).is_none());
     assert!(PrivatePath::in_chunk(base, &[]).is_none());
     assert!(PrivatePath::in_chunk(Hpa::new(0x1000_0800), tables).is_none());
+}
+
+/// [`PrivatePath::aim`] where it serves, else [`PrivatePath::build`].
+fn aim(bench: &Bench, gpa: u64) -> bool {
+    let slot = bench.space.find(Gpa::new(gpa)).unwrap();
+    let aimed = bench.path.aim(&slot, Access::all());
+    if let Some(root) = aimed {
+        assert_eq!(root, bench.path.root());
+    } else {
+        let pages = [(Gpa::new(gpa), Access::all())];
+        bench.path.build(&bench.space, &pages).unwrap();
+    }
+    assert!(!bench.path.is_stale(&bench.space));
+    aimed.is_some()
+}
+
+#[test]
+fn the_same_region_again_is_aimed_at() {
+    let bench = bench();
+    let set = |gpa: u64, to| {
+        let _ = bench.space.set_state(Gpa::new(gpa), state(to)).unwrap();
+    };
+    let (page, other) = (GB + 0x5000, GB + 0x9000);
+    for gpa in [page, other, 6 * GB] {
+        set(gpa, PageState::Executable);
+    }
+    // A path that was never built, or failed to be, is not aimed.
+    assert!(!aim(&bench, page));
+    set(page, PageState::Stepping);
+    assert!(aim(&bench, page));
+    bench.check(&[page]);
+    // Neighbours change, the page before goes back to what is shared.
+    set(page, PageState::Executable);
+    set(GB + 0x6000, PageState::Executable);
+    set(6 * GB, PageState::Stepping);
+    assert!(aim(&bench, other + 0x123));
+    bench.check(&[other]);
+    // The same without any change in between.
+    assert!(aim(&bench, page));
+    bench.check(&[page]);
+    // What was aimed is known to a build, too.
+    let _ = was_copied(&bench, &[(Gpa::new(other), Access::all())]);
+    bench.check(&[other]);
+    // Another region, a new table, too many changes: all ask for a build.
+    assert!(!aim(&bench, 6 * GB));
+    bench.check(&[6 * GB]);
+    assert!(!aim(&bench, page));
+    set(7 * GB, PageState::Executable);
+    assert!(!aim(&bench, page));
+    bench.check(&[page]);
+    for i in 0..17 {
+        let to = [PageState::Executable, PageState::Stepping][i % 2];
+        set(GB + 0x7000, to);
+    }
+    assert!(!aim(&bench, page));
+    // Sixteen are remembered.
+    for i in 0..16 {
+        let to = [PageState::Executable, PageState::Stepping][i % 2];
+        set(GB + 0x7000, to);
+    }
+    assert!(aim(&bench, page));
+    bench.check(&[page]);
+    // A path for two pages is not aimed: it would keep the second.
+    let pair = [page, other].map(|gpa| (Gpa::new(gpa), Access::all()));
+    bench.path.build(&bench.space, &pair).unwrap();
+    assert!(!aim(&bench, page));
+    bench.check(&[page]);
+}
+
+#[test]
+fn an_aimed_page_has_the_rights_that_were_asked_for() {
+    let bench = bench();
+    let page = GB + 0x5000;
+    let _ = bench
+        .space
+        .set_state(Gpa::new(page), state(PageState::Executable))
+        .unwrap();
+    for access in [Access::RW, Access::all(), Access::READ] {
+        let slot = bench.space.find(Gpa::new(page)).unwrap();
+        if bench.path.aim(&slot, access).is_none() {
+            let pages = [(Gpa::new(page), access)];
+            bench.path.build(&bench.space, &pages).unwrap();
+        }
+        assert_eq!(bench.private(page).unwrap().rights, access);
+    }
 }
