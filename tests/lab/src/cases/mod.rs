@@ -8,6 +8,7 @@
 mod boot;
 mod cycles;
 mod drivers;
+mod exerciser;
 mod image;
 mod refusals;
 mod specimens;
@@ -154,6 +155,41 @@ const TABLE: &[Case] = &[
         run: cycles::interleavings,
     },
     Case {
+    Case {
+        name: "instructions",
+        about: "single instructions do what they do on the bare processor",
+        on: On::Models,
+        long: false,
+        run: exerciser::peers,
+    },
+    Case {
+        name: "msr-sweep",
+        about: "every MSR, read and written, is as on the bare processor but for the allow-list",
+        on: On::Models,
+        long: false,
+        run: exerciser::msrs,
+    },
+    Case {
+        name: "cpuid-sweep",
+        about: "every CPUID leaf is as on the bare processor but for the allow-list",
+        on: On::Models,
+        long: false,
+        run: exerciser::cpuid,
+    },
+    Case {
+        name: "control-register-sweep",
+        about: "bits of CR0 and CR4 and patterns of XCR0 do what they do on the bare processor",
+        on: On::Models,
+        long: false,
+        run: exerciser::control_registers,
+    },
+    Case {
+        name: "triple-fault",
+        about: "a triple fault of the guest ends the machine as without the hypervisor",
+        on: On::Models,
+        long: false,
+        run: exerciser::triple_fault,
+    },
         name: "hundred-cycles",
         about: "100 start/stop cycles under load",
         on: On::Models,

@@ -1,0 +1,319 @@
+//! The exerciser: a driver that tries instructions, events and registers, and
+//! tells what came of each. The same commands run on the bare machine, below the
+//! hypervisor, and after it; the lines must be the same but for a short list.
+
+use super::Stage;
+use crate::machine::Client;
+use anyhow::{Context, Result, bail, ensure};
+use lab_link::Message;
+use std::collections::BTreeMap;
+
+const SERVICE: &str = "exerciser";
+const COMMAND: u32 = 0x22_2000;
+/// Bytes of an answer.
+const CAPACITY: u32 = 512 * 1024;
+
+/// A difference that is meant: `docs/src/allow-list.md`.
+struct Allowed {
+    /// How its lines begin.
+    lines: &'static [&'static str],
+    /// What may differ.
+    what: What,
+}
+
+enum What {
+    /// Anything.
+    All,
+    /// One bit of the number at this place of the line (from 0, behind the colon).
+    Bit(usize, u32),
+    /// Flips that include CR4.VMXE.
+    VmxEnable,
+}
+
+const ALLOWED: [Allowed; 6] = [
+    Allowed {
+        lines: &["cpuid 0x1.0x0:"],
+        what: What::Bit(2, 5),
+    },
+    Allowed {
+        lines: &["CPUID leaf 1:"],
+        what: What::Bit(3, 5),
+    },
+    Allowed {
+        lines: &["msr 0x3a", "FEATURE_CONTROL:"],
+        what: What::All,
+    },
+    Allowed {
+        lines: &["msr 0x48", "msr 0x49", "VMX MSR "],
+        what: What::All,
+    },
+    Allowed {
+        lines: &["cr4 ^ ", "CR4 with VMXE:"],
+        what: What::VmxEnable,
+    },
+    Allowed {
+        lines: &["VMXON with CR4.VMXE:"],
+        what: What::All,
+    },
+];
+
+/// The exerciser's device, opened.
+pub(super) struct Exerciser<'a> {
+    client: &'a Client,
+    handle: u64,
+}
+
+impl<'a> Exerciser<'a> {
+    pub(super) fn open(client: &'a Client) -> Result<Self> {
+        client.start_service(SERVICE)?;
+        let opened = client.request(&Message::Open {
+            access: 0xC000_0000,
+            path: r"\\.\exerciser",
+        })?;
+        ensure!(opened.status == 0, "open: {:#010x}", opened.status);
+        Ok(Self {
+            client,
+            handle: opened.information,
+        })
+    }
+
+    /// Runs a command; the lines of its answer.
+    pub(super) fn ask(&self, command: &str) -> Result<Vec<String>> {
+        let reply = self.client.request(&Message::Ioctl {
+            handle: self.handle,
+            code: COMMAND,
+            capacity: CAPACITY,
+            input: command.as_bytes(),
+        })?;
+        ensure!(
+            reply.status == 0,
+            "exerciser `{command}`: {:#010x}",
+            reply.status
+        );
+        let text = String::from_utf8(reply.output).context("the exerciser's answer")?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    pub(super) fn close(self) -> Result<()> {
+        let closed = self.client.request(&Message::Close {
+            handle: self.handle,
+        })?;
+        ensure!(closed.status == 0, "close: {:#010x}", closed.status);
+        self.client.stop_service(SERVICE)
+    }
+}
+
+/// Lines that only one of two answers has.
+fn differences<'a>(one: &'a [String], other: &'a [String]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let mut counts: BTreeMap<&str, i32> = BTreeMap::new();
+    for line in one {
+        *counts.entry(line).or_default() += 1;
+    }
+    for line in other {
+        *counts.entry(line).or_default() -= 1;
+    }
+    let only = |sign: i32| {
+        counts
+            .iter()
+            .filter(|(_, count)| **count * sign > 0)
+            .map(|(line, _)| *line)
+            .collect()
+    };
+    (only(1), only(-1))
+}
+
+/// A line without what may differ; `None` if nothing of it counts.
+fn significant(line: &str) -> Option<String> {
+    let Some(rule) = ALLOWED
+        .iter()
+        .find(|rule| rule.lines.iter().any(|start| line.starts_with(start)))
+    else {
+        return Some(line.to_owned());
+    };
+    match rule.what {
+        What::All => None,
+        What::Bit(place, bit) => {
+            let (head, numbers) = line.split_once(": ")?;
+            let numbers: Vec<String> = numbers
+                .split(' ')
+                .enumerate()
+                .map(|(at, word)| match crate::finding::number(word) {
+                    Some(value) if at == place => format!("{:#x}", value & !(1 << bit)),
+                    _ => word.to_owned(),
+                })
+                .collect();
+            Some(format!("{head}: {}", numbers.join(" ")))
+        }
+        What::VmxEnable => {
+            let bits = line
+                .strip_prefix("cr4 ^ ")
+                .and_then(|rest| rest.split_once(':'))
+                .and_then(|(bits, _)| crate::finding::number(bits));
+            match bits {
+                Some(bits) if bits & 1 << 13 == 0 => Some(line.to_owned()),
+                _ => None,
+            }
+        }
+    }
+}
+
+fn significant_lines(lines: &[String]) -> Vec<String> {
+    lines.iter().filter_map(|line| significant(line)).collect()
+}
+
+/// The error names what differs.
+fn same(what: &str, one: &[String], other: &[String]) -> Result<()> {
+    let (lost, new) = differences(one, other);
+    if lost.is_empty() && new.is_empty() {
+        return Ok(());
+    }
+    let list = |lines: &[&str]| {
+        let shown: Vec<&str> = lines.iter().take(40).copied().collect();
+        let rest = lines.len() - shown.len();
+        format!("{}\n({rest} more)", shown.join("\n"))
+    };
+    bail!(
+        "{what} differs\nbefore:\n{}\nnow:\n{}",
+        list(&lost),
+        list(&new)
+    )
+}
+
+/// Runs commands before, below and after the hypervisor, on the first and the
+/// last processor.
+fn compare(stage: &mut Stage<'_>, commands: &[&str]) -> Result<()> {
+    stage.options.time_limit = stage
+        .options
+        .time_limit
+        .max(std::time::Duration::from_mins(4));
+    let client = stage.boot_with_driver()?;
+    let exerciser = Exerciser::open(&client)?;
+    let mut cpus = vec![0, stage.options.cpus - 1];
+    cpus.dedup();
+    let run = || -> Result<Vec<(String, Vec<String>)>> {
+        let mut all = Vec::new();
+        for cpu in &cpus {
+            for command in commands {
+                let command = format!("{cpu} {command}");
+                let lines = exerciser.ask(&command)?;
+                ensure!(!lines.is_empty(), "`{command}` says nothing");
+                all.push((command, lines));
+            }
+        }
+        Ok(all)
+    };
+    let before = run().context("on the bare machine")?;
+    stage.must(&["start"])?;
+    let below = run().context("below the hypervisor")?;
+    stage.witness()?;
+    stage.must(&["stop"])?;
+    let after = run().context("after stop")?;
+    let mut wrong = Vec::new();
+    for (((command, one), (_, below)), (_, after)) in before.iter().zip(&below).zip(&after) {
+        let (one_kept, below_kept) = (significant_lines(one), significant_lines(below));
+        if let Err(error) = same(command, &one_kept, &below_kept) {
+            wrong.push(format!("below the hypervisor: {error:#}"));
+        }
+        if let Err(error) = same(command, one, after) {
+            wrong.push(format!("after stop: {error:#}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    exerciser.close()?;
+    stage.end()
+}
+
+pub(super) fn peers(stage: &mut Stage<'_>) -> Result<()> {
+    compare(stage, &["peers"])
+}
+
+pub(super) fn msrs(stage: &mut Stage<'_>) -> Result<()> {
+    compare(
+        stage,
+        &[
+            "msrs 0 0x2000",
+            "msrs 0xC0000000 0x2000",
+            "msrs 0x40000000 0x1100",
+            "scattered 20000",
+        ],
+    )
+}
+
+pub(super) fn cpuid(stage: &mut Stage<'_>) -> Result<()> {
+    compare(
+        stage,
+        &[
+            "cpuid 0 70",
+            "cpuid 0x40000000 8",
+            "cpuid 0x80000000 8",
+            "cpuid 0xC0000000 2",
+        ],
+    )
+}
+
+pub(super) fn control_registers(stage: &mut Stage<'_>) -> Result<()> {
+    compare(stage, &["cr 0", "cr 4", "xcr 10"])
+}
+
+/// A triple fault ends the machine in the same way with and without us.
+pub(super) fn triple_fault(stage: &mut Stage<'_>) -> Result<()> {
+    let mut ends = Vec::new();
+    for start in [false, true] {
+        let client = stage.boot_with_driver()?;
+        let exerciser = Exerciser::open(&client)?;
+        if start {
+            stage.must(&["start"])?;
+        }
+        // No reply comes.
+        drop(exerciser.ask("0 triple"));
+        let machine = stage.machine()?;
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while machine.ended().is_none() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        ends.push(machine.ended().map(|status| status.code()));
+    }
+    ensure!(
+        ends[0].is_some() && ends[0] == ends[1],
+        "the machine ended with {:?} without and {:?} below the hypervisor",
+        ends[0],
+        ends[1]
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn differences_are_found_in_both_directions() {
+        let (one, other) = (lines("a\nb\nb"), lines("b\na\nc"));
+        assert_eq!(differences(&one, &other), (vec!["b"], vec!["c"]));
+        assert!(same("x", &one, &one).is_ok());
+        assert!(same("x", &one, &other).is_err());
+    }
+
+    #[test]
+    fn the_allow_list_is_short_and_narrow() {
+        assert!(ALLOWED.len() <= 12);
+        let kept = |line: &str| significant(line);
+        assert_eq!(kept("msr 0x3a: 0x5 high 0x0"), None);
+        assert_eq!(kept("msr 0x481: 0x5 high 0x0"), None);
+        assert!(kept("msr 0x1b: 0xfee00900 high 0x0").is_some());
+        assert_eq!(
+            kept("cpuid 0x1.0x0: 0x1 0x2 0x21 0x4"),
+            kept("cpuid 0x1.0x0: 0x1 0x2 0x1 0x4")
+        );
+        assert_ne!(
+            kept("cpuid 0x1.0x0: 0x1 0x2 0x21 0x4"),
+            kept("cpuid 0x1.0x0: 0x1 0x2 0x20 0x4")
+        );
+        assert_eq!(kept("cr4 ^ 0x2000: reads 0x26f8, was 0x6f8"), None);
+        assert!(kept("cr4 ^ 0x4000: reads 0x46f8, was 0x6f8").is_some());
+    }
+}
