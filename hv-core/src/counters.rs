@@ -61,6 +61,8 @@ counters! {
     write_flips,
     /// Instructions stepped on the private path.
     steps,
+    /// Simple stores to executable pages, carried out in root mode.
+    emulated,
     /// Steps given up because the private path was overtaken.
     steps_cancelled,
     /// Entries filled on first access.

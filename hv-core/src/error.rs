@@ -35,9 +35,16 @@ pub enum StartError {
     UnequalFirmware,
     /// CR4.VMXE is set: somebody uses VMX.
     VmxInUse,
-    /// No EPT, no four-level walk, no write-back tables, no 2 MB leaves or no
-    /// INVEPT.
+    /// No EPT or no 2 MB leaves.
     NoEpt,
+    /// No four-level walk of nested tables.
+    NoFourLevelWalk,
+    /// Nested tables cannot be write-back.
+    NoWriteBackTables,
+    /// No INVEPT of a single context.
+    NoInvept,
+    /// Memory is encrypted for a guest (SEV).
+    EncryptedMemory,
     /// No unrestricted guest, no VPID or no MSR bitmaps.
     MissingControl,
     /// A control is required that is not known here.

@@ -51,11 +51,27 @@ impl Event {
         info: VALID | HAS_ERROR_CODE | 3 << 8 | 0xD,
         error_code: 0,
     };
+    /// #MC.
+    pub const MACHINE_CHECK: Self = Self {
+        info: VALID | 3 << 8 | 0x12,
+        error_code: 0,
+    };
     /// An NMI.
     pub const NMI: Self = Self {
         info: VALID | 2 << 8 | 2,
         error_code: 0,
     };
+
+    /// The exception that an exit reports instead of delivering it, to be
+    /// delivered after all.
+    #[must_use]
+    pub const fn again(information: u64, error_code: u64) -> Self {
+        // Bit 12 tells of IRET and must be 0 at the entry.
+        Self {
+            info: information & (VALID | 0xFFF),
+            error_code,
+        }
+    }
 
     /// The VM-entry interruption-information field.
     #[must_use]
@@ -78,6 +94,14 @@ impl Event {
     #[must_use]
     pub const fn needs_length(self) -> bool {
         matches!(self.info >> 8 & 7, 4..=6)
+    }
+
+    /// Whether it is a fault: an exception before the instruction, with RFLAGS.RF
+    /// set on its stack (Intel SDM vol. 3, "Exception Classifications"). Of the
+    /// hardware exceptions #DB, #BP, #OF and #MC are none here.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        self.info >> 8 & 7 == 3 && !matches!(self.info & 0xFF, 1 | 3 | 4 | 0x12)
     }
 
     /// Whether it is an NMI.
@@ -141,11 +165,7 @@ pub fn plan(facts: &Facts) -> Plan {
     let mut plan = Plan::default();
     let interrupted = facts.interrupted.info & VALID != 0;
     if interrupted {
-        // Bit 12 of the information is undefined and must be 0 at the entry.
-        let event = Event {
-            info: facts.interrupted.info & (VALID | 0xFFF),
-            error_code: facts.interrupted.error_code,
-        };
+        let event = Event::again(facts.interrupted.info, facts.interrupted.error_code);
         plan.inject = Some(match facts.raised {
             // An exception of ours while another event was being delivered: the
             // interrupted one comes first if it is no exception; two exceptions

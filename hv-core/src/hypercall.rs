@@ -6,8 +6,12 @@
 
 use core::sync::atomic::Ordering;
 
-use ept::addr::Gva;
+use ept::addr::{Gpa, Gva};
+use ept::entry::Soft;
+use ept::wx::PageState;
 
+use crate::counters::Counters;
+use crate::hypervisor::Nested;
 use crate::memory::GuestMemory;
 use crate::percpu::Core;
 use crate::shootdown;
@@ -76,15 +80,7 @@ pub fn answer(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> Answe
         }
         LEAVE => Answer::Leave,
         PUBLISH => Answer::Value(publish(core, request, memory)),
-        COMMIT => {
-            let hypervisor = core.hypervisor();
-            let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-            let done = hypervisor
-                .monitor
-                .is_some_and(|monitor| monitor.commit(request.first));
-            drop(held);
-            Answer::Value(if done { OK } else { REFUSED })
-        }
+        COMMIT => Answer::Value(commit(core, request.first)),
         MEASURE => Answer::Value(measure(core, request.first)),
         _ => Answer::Value(REFUSED),
     }
@@ -104,6 +100,78 @@ fn publish(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> u64 {
     } else {
         REFUSED
     }
+}
+
+fn commit(core: &Core, bytes: u64) -> u64 {
+    let hypervisor = core.hypervisor();
+    let held = hypervisor.transition.acquire(|| shootdown::serve(core));
+    let done = hypervisor.monitor.filter(|monitor| monitor.commit(bytes));
+    if let (Some(monitor), Some(space)) = (done, hypervisor.nested()) {
+        let mut batch = Batch::EMPTY;
+        monitor.forgotten(&mut |gpa| {
+            if batch.is_full() {
+                batch.retire(core, space);
+            }
+            batch.add(space, gpa);
+        });
+        batch.retire(core, space);
+    }
+    drop(held);
+    if done.is_some() { OK } else { REFUSED }
+}
+
+/// Pages on their way from executable to writable, so many with one revocation.
+struct Batch {
+    pages: [Gpa; Self::MOST],
+    count: usize,
+}
+
+impl Batch {
+    const MOST: usize = 64;
+    const EMPTY: Self = Self {
+        pages: [Gpa::new(0); Self::MOST],
+        count: 0,
+    };
+
+    const fn is_full(&self) -> bool {
+        self.count == Self::MOST
+    }
+
+    /// Takes the right to execute from a page that has it.
+    fn add(&mut self, space: &Nested, gpa: Gpa) {
+        let page = gpa.page_base();
+        let Some(slot) = self.pages.get_mut(self.count) else {
+            return;
+        };
+        if set_state(space, page, PageState::Executable, PageState::Stepping) {
+            *slot = page;
+            self.count += 1;
+        }
+    }
+
+    /// Once no core has the old right any more, the pages become data.
+    fn retire(&mut self, core: &Core, space: &Nested) {
+        if self.count == 0 {
+            return;
+        }
+        shootdown::revoke(core);
+        for page in self.pages.iter().take(self.count) {
+            if !set_state(space, *page, PageState::Stepping, PageState::Writable) {
+                Counters::bump(&core.counters().exhausted);
+            }
+        }
+        self.count = 0;
+    }
+}
+
+fn set_state(space: &Nested, page: Gpa, from: PageState, to: PageState) -> bool {
+    space.lookup(page).is_some_and(|leaf| {
+        let soft = Soft {
+            state: to,
+            ..leaf.soft
+        };
+        leaf.soft.state == from && space.set_state(page, soft).is_ok()
+    })
 }
 
 fn measure(core: &Core, figure: u64) -> u64 {

@@ -31,6 +31,9 @@ pub struct Hypervisor {
     pub controls: Controls,
     /// Bits of CR0 that VMX operation wants set and the guest does not own.
     pub cr0_fixed: u64,
+    /// Large leaves are emptied before they are split (the machine-check erratum
+    /// on page-size changes).
+    pub vacate: bool,
     /// Number of variable-range MTRRs.
     pub variable_ranges: u32,
     /// Root mode's CR3.

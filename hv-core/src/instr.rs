@@ -75,8 +75,35 @@ write_register!(/// Writes CR2.
     set_cr2, "mov cr2, {}");
 write_register!(/// Writes CR4.
     set_cr4, "mov cr4, {}");
+read_register!(/// Reads DR6.
+    dr6, "mov {}, dr6");
+write_register!(/// Writes DR6.
+    set_dr6, "mov dr6, {}");
 write_register!(/// Writes DR7.
     set_dr7, "mov dr7, {}");
+
+macro_rules! store {
+    ($(#[$doc:meta])* $name:ident, $type:ty, $register:ident, $text:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The bytes are writable and nobody holds a reference to them.
+        #[inline]
+        pub unsafe fn $name(address: u64, value: $type) {
+            // SAFETY: the caller's promise; the processor stores at any alignment.
+            unsafe { asm!($text, in(reg) address, in($register) value, options(nostack, preserves_flags)) };
+        }
+    };
+}
+
+store!(/// Stores a byte.
+    store8, u8, reg_byte, "mov byte ptr [{}], {}");
+store!(/// Stores two bytes by one instruction.
+    store16, u16, reg, "mov word ptr [{}], {:x}");
+store!(/// Stores four bytes by one instruction.
+    store32, u32, reg, "mov dword ptr [{}], {:e}");
+store!(/// Stores eight bytes by one instruction.
+    store64, u64, reg, "mov qword ptr [{}], {}");
 
 macro_rules! read_selector {
     ($(#[$doc:meta])* $name:ident, $text:literal) => {

@@ -12,6 +12,7 @@ use ept::addr::{Gpa, Hpa, Pfn};
 use ept::entry::{Access, EptFormat, Soft};
 use ept::memtype::MtrrState;
 use ept::pool::{MAX_CHUNKS, Pool};
+use ept::private::PrivatePath;
 use ept::space::Space;
 use ept::table::Table;
 use ept::wx::PageState;
@@ -31,6 +32,7 @@ use crate::ledger::{Ledger, Visibility};
 use crate::monitor::Monitor;
 use crate::percpu::{Core, INTERRUPT_STACK_BYTES};
 use crate::platform::{ImageSection, MAX_IMAGE_SECTIONS, Platform, Ram, Region};
+use crate::seeded::{self, Planted};
 use crate::vmx::caps::{Controls, Pretend};
 use crate::vmx::entry::{self, LaunchFailure};
 use crate::vmx::probe::{self, Probe};
@@ -79,6 +81,7 @@ pub struct Machine<P: Platform> {
     secret: [u64; 2],
     cores: u32,
     controls: Controls,
+    firmware_locked: bool,
 }
 
 /// What the running hypervisor tells about itself.
@@ -106,6 +109,9 @@ pub struct Status {
     pub shared_bytes: u64,
     /// Root mode failed and stopped watching.
     pub abandoned: bool,
+    /// The firmware had left `IA32_FEATURE_CONTROL` unlocked; the start set and
+    /// locked it, which lasts until the next reset.
+    pub firmware_locked: bool,
 }
 
 /// Nested tables beyond those that mapping all RAM takes: for splits.
@@ -156,6 +162,7 @@ impl<P: Platform> Machine<P> {
                 bounce: built.bounce,
                 secret: built.secret,
                 controls: probe.controls,
+                firmware_locked: probe.feature_control & 1 == 0,
             }),
             Err(error) => {
                 // SAFETY: every core that was taken over has been given back.
@@ -247,6 +254,7 @@ impl<P: Platform> Machine<P> {
             private_bytes: self.ledger.bytes(Visibility::Private) as u64,
             shared_bytes: self.ledger.bytes(Visibility::Shared) as u64,
             abandoned: measure(Figure::Abandoned) != 0,
+            firmware_locked: self.firmware_locked,
         }
     }
 
@@ -404,7 +412,7 @@ fn build<M: Monitor + 'static>(
             hypervisor,
             counters(counter_region, index),
             base,
-        );
+        )?;
     }
     Ok(Built {
         hypervisor,
@@ -459,7 +467,12 @@ fn promote(space: &Nested, code: &mut dyn Iterator<Item = Pfn>) -> Result<(), St
 #[inline(never)]
 fn hide(space: &Nested, ledger: &Ledger, dummy: Hpa) -> Result<(), StartError> {
     for region in ledger.regions(Visibility::Private) {
-        for page in (0..region.bytes as u64).step_by(4096) {
+        let left_out = if seeded::is(Planted::LeaveFrameMapped) {
+            4096
+        } else {
+            0
+        };
+        for page in (left_out..region.bytes as u64).step_by(4096) {
             let gpa = Gpa::new(region.pa.as_u64() + page);
             let _ = space
                 .remap(gpa, dummy, Access::RW)
@@ -496,6 +509,11 @@ unsafe fn set_mtrr(hypervisor: *mut Hypervisor, phys_bits: u8) {
     unsafe { ranges.write(raw.count) };
     // SAFETY: the caller's promise; all zeros are a valid value.
     let mtrr = unsafe { &mut (*hypervisor).mtrr };
+    if seeded::is(Planted::WrongTypes) {
+        // Write-back everywhere.
+        mtrr.load(raw.cap, 1 << 11 | 6, raw.fixed, &[], phys_bits);
+        return;
+    }
     mtrr.load(raw.cap, raw.def_type, raw.fixed, pairs, phys_bits);
 }
 
@@ -521,6 +539,7 @@ unsafe fn set_fields(
     set!(image, image);
     set!(controls, probe.controls);
     set!(cr0_fixed, probe.cr0_fixed);
+    set!(vacate, probe.large_page_erratum);
     set!(host_cr3, 0);
     set!(idt, 0);
     set!(msr_bitmap, Hpa::new(0));
@@ -697,7 +716,7 @@ fn set_core(
     hypervisor: *const Hypervisor,
     counters: &Counters,
     base: Hpa,
-) {
+) -> Result<(), StartError> {
     let offset = |field: u64| base.as_u64() + (field - core::ptr::from_ref::<Core>(core) as u64);
     let state = &core.state;
     state.this.set(core::ptr::from_ref::<Core>(core) as u64);
@@ -706,9 +725,16 @@ fn set_core(
     state.counters.set(counters);
     state.vmxon_pa.set(offset(&raw const core.vmxon as u64));
     state.vmcs_pa.set(offset(&raw const core.vmcs as u64));
-    state
-        .private_base
-        .set(offset(&raw const core.private as u64));
+    let base = Hpa::new(offset(&raw const core.private as u64));
+    let tables = (&raw const core.private).cast::<Table>();
+    // SAFETY: the block lives as long as the core is in root mode.
+    let tables: &'static [Table] =
+        unsafe { core::slice::from_raw_parts(tables, core.private.len()) };
+    let path = PrivatePath::in_chunk(base, tables).ok_or(StartError::Tables)?;
+    // SAFETY: nobody holds a reference to it yet.
+    let slot = unsafe { &mut *state.path.get() };
+    slot.write(path);
+    Ok(())
 }
 
 #[inline(never)]
@@ -716,10 +742,11 @@ fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> 
     let count = platform.cpu_count();
     for (index, core) in (0..count).zip(built.cores.iter().copied()) {
         let mut result = Err((Step::Enter, VmFail::Invalid));
-        let reached = platform.run_on(index, &mut || {
-            // SAFETY: built for this core; runs on it, at CPL 0.
-            result = unsafe { launch(core, built.hypervisor, built.secret) };
-        });
+        let reached = !seeded::launch_fails(5, index)
+            && platform.run_on(index, &mut || {
+                // SAFETY: built for this core; runs on it, at CPL 0.
+                result = unsafe { launch(core, built.hypervisor, built.secret) };
+            });
         let failed = match result {
             _ if !reached => Some(StartError::Unreachable { core: index }),
             Ok(()) => None,
@@ -730,7 +757,8 @@ fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> 
             }),
         };
         if let Some(error) = failed {
-            for launched in 0..index {
+            let first = u32::from(seeded::is(Planted::HalfRollback));
+            for launched in first..index {
                 // A core that cannot be reached here was reached a moment ago.
                 let _ = give_back(platform, launched, built.secret);
             }
@@ -795,16 +823,27 @@ unsafe fn launch_masked(
     // SAFETY: as above.
     unsafe { instr::set_cr4(cr4 | 1 << 13) };
     // SAFETY: CR4.VMXE is set, the region is the core's own.
-    if let Err(fail) = unsafe { instr::vmxon(core.state.vmxon_pa.get()) } {
+    let entered = unsafe { instr::vmxon(core.state.vmxon_pa.get()) };
+    let index = core.state.index.get();
+    if let Err(fail) = entered {
         return undo(Step::Enter, fail);
+    }
+    if seeded::launch_fails(0, index) {
+        return undo(Step::Clear, VmFail::Invalid);
     }
     // SAFETY: in VMX operation; the VMCS is the core's own.
     if let Err(fail) = unsafe { instr::vmclear(core.state.vmcs_pa.get()) } {
         return undo(Step::Clear, fail);
     }
+    if seeded::launch_fails(1, index) {
+        return undo(Step::Load, VmFail::Invalid);
+    }
     // SAFETY: as above.
     if let Err(fail) = unsafe { instr::vmptrld(core.state.vmcs_pa.get()) } {
         return undo(Step::Load, fail);
+    }
+    if seeded::launch_fails(2, index) {
+        return undo(Step::Launch, VmFail::Invalid);
     }
     // SAFETY: a VMCS is current, interrupts are off, the block is complete.
     unsafe { vcpu::fill(core, hypervisor, instr::rflags(), cr0) };
@@ -812,6 +851,10 @@ unsafe fn launch_masked(
     unsafe { instr::invept_single(hypervisor.eptp) };
     // SAFETY: as above.
     unsafe { instr::invvpid_single(1) };
+    if seeded::launch_fails(3, index) {
+        // An activity state that no processor accepts.
+        vcpu::write(0x4826, 9);
+    }
     // SAFETY: the VMCS is complete but for RSP and RIP.
     if let Err(failure) = unsafe { entry::launch() } {
         let fail = match failure {
@@ -828,7 +871,11 @@ unsafe fn launch_masked(
     // From here on this core is a guest; its private memory is out of reach.
     // SAFETY: this core is a guest.
     let answer = unsafe { instr::vmcall(secret, hypercall::ACTIVATE, 0, 0) };
-    debug_assert_eq!(answer, hypercall::OK, "the exit handler knows the secret");
+    if answer != hypercall::OK || seeded::launch_fails(4, index) {
+        // SAFETY: this core is a guest.
+        let _ = unsafe { instr::vmcall(secret, hypercall::LEAVE, 0, 0) };
+        return Err((Step::Activate, VmFail::Invalid));
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! The list itself lives in a block from the platform: a kernel stack is small.
 
 use crate::platform::{Platform, Region};
+use crate::seeded::{self, Planted};
 
 /// Who may see a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Ledger {
         bytes: usize,
         visibility: Visibility,
     ) -> Option<Region> {
-        if self.count >= CAPACITY {
+        if self.count >= CAPACITY || seeded::allocation_fails(self.count) {
             return None;
         }
         let bytes = bytes.next_multiple_of(4096).max(4096);
@@ -86,7 +87,8 @@ impl Ledger {
     /// # Safety
     /// No core is in root mode or will be with this memory.
     pub unsafe fn release(self, platform: &dyn Platform) {
-        for index in 0..self.count {
+        let kept = usize::from(seeded::is(Planted::LeakBlock));
+        for index in kept..self.count {
             // SAFETY: below the count.
             let slot = unsafe { self.entries().add(index) };
             // SAFETY: written when it was allocated.

@@ -2,8 +2,10 @@
 
 use ept::addr::{Gpa, Gva};
 
+use crate::instr;
 use crate::monitor::Guest;
 use crate::percpu::Core;
+use crate::step::WINDOW;
 use crate::walk::{self, Paging, Translation};
 
 /// The memory of the guest on one core.
@@ -28,7 +30,11 @@ impl<'a> GuestMemory<'a> {
         if !hypervisor.ram.contains(gpa) {
             return None;
         }
-        match hypervisor.nested()?.lookup(Gpa::new(gpa)) {
+        let nested = hypervisor.nested()?;
+        if nested.find(Gpa::new(gpa)).is_some() {
+            return Some(gpa & !0xFFF);
+        }
+        match nested.lookup(Gpa::new(gpa)) {
             Some(leaf) => Some((leaf.hpa.as_u64() + (gpa - leaf.gpa.as_u64())) & !0xFFF),
             None => Some(gpa & !0xFFF),
         }
@@ -92,6 +98,105 @@ impl<'a> GuestMemory<'a> {
         first.map(|first| (first as u16, last as u16))
     }
 
+    /// Copies the [`WINDOW`] bytes from `gpa` on, as far as its page goes, to the
+    /// same place in a page of ours.
+    pub fn copy_window(&self, gpa: Gpa, to: *mut [u8; 4096]) {
+        let Some(address) = self.show(gpa) else {
+            return;
+        };
+        let (first, end) = window(gpa);
+        // SAFETY: the offset is inside the page that the window shows.
+        let from = unsafe { (address as *const u8).add(first) };
+        // SAFETY: the same offset in the caller's page.
+        let to = unsafe { to.cast::<u8>().add(first) };
+        // SAFETY: both ranges end inside their pages; the guest may write its own
+        // meanwhile, which a copy of bytes tolerates.
+        unsafe { core::ptr::copy_nonoverlapping(from, to, end - first) };
+    }
+
+    /// Compares what [`Self::copy_window`] copied with what is there now: the first
+    /// and the last offset that differ, or `None`.
+    #[must_use]
+    pub fn window_difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
+        let address = self.show(gpa)?;
+        let (first, end) = window(gpa);
+        let mut found = None;
+        for (at, old) in before.iter().enumerate().take(end).skip(first) {
+            // SAFETY: the offset is inside the page that the window shows.
+            let now = unsafe { ((address + at as u64) as *const u8).read_volatile() };
+            if now != *old {
+                #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+                let at = at as u16;
+                found = Some((found.map_or(at, |(first, _)| first), at));
+            }
+        }
+        found
+    }
+
+    /// Copies the bytes of an instruction; returns how many could be read.
+    #[must_use]
+    pub fn code(&self, rip: Gva, to: &mut [u8; 15]) -> Option<usize> {
+        let first = self.translate(rip)?;
+        let here = usize::try_from(4096 - rip.page_offset()).ok()?;
+        #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+        let offset = rip.page_offset() as usize;
+        self.show(first.gpa)?;
+        let (head, tail) = to.split_at_mut(here.min(15));
+        self.bytes(first.gpa, offset, head);
+        if tail.is_empty() {
+            return Some(15);
+        }
+        let next = Gva::new(rip.as_u64().wrapping_add(here as u64));
+        match self.translate(next) {
+            Some(found) if self.show(found.gpa).is_some() => {
+                self.bytes(found.gpa, 0, tail);
+                Some(15)
+            }
+            _ => Some(here),
+        }
+    }
+
+    /// Reads `size` (1, 2, 4 or 8) bytes that lie in one page, zero-extended; 0
+    /// when they are no RAM.
+    #[must_use]
+    pub fn value(&self, gpa: Gpa, size: u8) -> u64 {
+        let mut bytes = [0; 8];
+        if let Some(part) = bytes.get_mut(..usize::from(size)) {
+            #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+            self.bytes(gpa, gpa.page_offset() as usize, part);
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Stores `size` (1, 2, 4 or 8) bytes that lie in one page, by one instruction.
+    /// `false` when they are no RAM, or hidden.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the size says it")]
+    pub fn store(&self, gpa: Gpa, value: u64, size: u8) -> bool {
+        let Some(frame) = self.frame(gpa.page_base().as_u64()) else {
+            return false;
+        };
+        let Some(window) = self.core.state.data_window.get() else {
+            return false;
+        };
+        if frame != gpa.page_base().as_u64() || gpa.page_offset() + u64::from(size) > 4096 {
+            return false;
+        }
+        let address = window.show_writable(frame) + gpa.page_offset();
+        match size {
+            // SAFETY: the window shows this page, writable; the bytes end inside
+            // it; the processor stores at any alignment.
+            1 => unsafe { instr::store8(address, value as u8) },
+            // SAFETY: as above.
+            2 => unsafe { instr::store16(address, value as u16) },
+            // SAFETY: as above.
+            4 => unsafe { instr::store32(address, value as u32) },
+            // SAFETY: as above.
+            _ => unsafe { instr::store64(address, value) },
+        }
+        true
+    }
+
     /// Copies some bytes of a page; bytes past its end are left alone.
     pub fn bytes(&self, gpa: Gpa, offset: usize, to: &mut [u8]) {
         let Some(address) = self.show(gpa) else {
@@ -107,13 +212,24 @@ impl<'a> GuestMemory<'a> {
     }
 }
 
+/// The first and the end offset of what is compared around an address.
+#[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+fn window(gpa: Gpa) -> (usize, usize) {
+    let first = gpa.page_offset() as usize;
+    (first, (first + WINDOW).min(4096))
+}
+
 impl Guest for GuestMemory<'_> {
     fn read_page(&mut self, gpa: Gpa, page: &mut [u8; 4096]) -> bool {
         self.copy_page(gpa, page)
     }
 
+    fn translate(&mut self, gva: Gva) -> Option<Gpa> {
+        GuestMemory::translate(self, gva).map(|found| found.gpa)
+    }
+
     fn read_u64(&mut self, gva: Gva) -> Option<u64> {
-        let first = self.translate(gva)?;
+        let first = GuestMemory::translate(self, gva)?;
         if gva.page_offset() <= 4088 {
             let mut bytes = [0; 8];
             self.show(first.gpa)?;
@@ -125,7 +241,7 @@ impl Guest for GuestMemory<'_> {
         let mut bytes = [0; 8];
         for (index, byte) in bytes.iter_mut().enumerate() {
             let at = Gva::new(gva.as_u64().wrapping_add(index as u64));
-            let found = self.translate(at)?;
+            let found = GuestMemory::translate(self, at)?;
             self.show(found.gpa)?;
             #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
             self.bytes(

@@ -79,6 +79,10 @@ pub trait Guest {
     /// Copies the 4 KB page that holds `gpa`. `false` when it is no RAM.
     fn read_page(&mut self, gpa: Gpa, page: &mut [u8; 4096]) -> bool;
 
+    /// Where a linear address leads through the guest's page tables; `None` when
+    /// it is not mapped.
+    fn translate(&mut self, gva: Gva) -> Option<Gpa>;
+
     /// Reads eight bytes at a linear address through the guest's page tables.
     fn read_u64(&mut self, gva: Gva) -> Option<u64>;
 }
@@ -121,4 +125,10 @@ pub unsafe trait Monitor: Sync {
     /// The driver says that `bytes` bytes have been sent and are to be used from
     /// now on.
     fn commit(&self, bytes: u64) -> bool;
+
+    /// Names the frames that were a module's code before the last commit and are
+    /// none any more: they lose the right to be executed unasked.
+    fn forgotten(&self, each: &mut dyn FnMut(Gpa)) {
+        let _ = each;
+    }
 }

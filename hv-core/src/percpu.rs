@@ -7,8 +7,10 @@
 //! it is reachable by the guest once the core has been taken over.
 
 use core::cell::{Cell, UnsafeCell};
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
+use ept::private::PrivatePath;
 use ept::table::Table;
 
 use crate::counters::Counters;
@@ -43,8 +45,6 @@ impl CopyPage {
 pub const STACK_BYTES: usize = 32 * 1024;
 /// Bytes of each interrupt stack.
 pub const INTERRUPT_STACK_BYTES: usize = 4096;
-/// Tables of the private one-instruction path.
-pub const PRIVATE_TABLES: usize = 7;
 
 /// GDT and TSS, one page.
 #[repr(C, align(4096))]
@@ -103,18 +103,20 @@ pub struct CoreState {
     pub acknowledged: AtomicU64,
     /// NMIs of the guest that arrived and have not been injected.
     pub guest_nmis: AtomicU32,
+    /// A machine check arrived in root mode and is to be passed on.
+    pub machine_check: AtomicBool,
     /// A step on the private path is under way (read by the NMI handler).
     pub stepping: AtomicBool,
     /// The step under way.
     pub step: StepState,
+    /// The private path: the tables in [`Core::private`].
+    pub path: UnsafeCell<MaybeUninit<PrivatePath<'static>>>,
     /// Window to the local APIC.
     pub apic_window: Cell<Option<Window>>,
     /// Window to guest data.
     pub data_window: Cell<Option<Window>>,
     /// Window to guest page tables.
     pub walk_window: Cell<Option<Window>>,
-    /// Physical address of the private path's first table.
-    pub private_base: Cell<u64>,
     /// Physical address of the VMCS.
     pub vmcs_pa: Cell<u64>,
     /// Physical address of the VMXON region.
@@ -138,7 +140,7 @@ pub struct Core {
     /// Virtual-machine control structure.
     pub vmcs: Page,
     /// Tables of the private path.
-    pub private: [Table; PRIVATE_TABLES],
+    pub private: [Table; ept::private::TABLES],
     /// A stepped page as it was before the step.
     pub before: [CopyPage; crate::step::MAX_PAGES],
     /// Not mapped: catches an overflow of the interrupt stacks.
@@ -173,6 +175,15 @@ impl Core {
         // SAFETY: set before the core is taken over; the hypervisor's region
         // outlives every core's stay in root mode.
         unsafe { &*self.state.hypervisor.get() }
+    }
+
+    /// The private path of this core.
+    #[must_use]
+    pub fn path(&self) -> &PrivatePath<'static> {
+        // SAFETY: written once, before the core is taken over.
+        let path = unsafe { &*self.state.path.get() };
+        // SAFETY: as above.
+        unsafe { path.assume_init_ref() }
     }
 
     /// This core's counters.

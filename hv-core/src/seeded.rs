@@ -87,8 +87,8 @@ faults! {
     HalfRollback = 31,
     /// Hypercalls are answered without the secret.
     OpenHypercalls = 32,
-    /// Code in large pages is executable at once.
-    LargeExecute = 33,
+    /// Faults that are raised for the guest have RFLAGS.RF clear.
+    ForgetResumeFlag = 33,
     /// Addresses that are not mapped yet stay unmapped.
     NeverFill = 34,
     /// Clearing CR0.NE faults.

@@ -16,6 +16,7 @@ use crate::apic;
 use crate::counters::Counters;
 use crate::instr;
 use crate::percpu::Core;
+use crate::seeded::{self, Planted};
 
 /// Rounds of waiting after which a core counts as lost. A core answers from its
 /// NMI handler within a few hundred instructions; this is seconds.
@@ -27,9 +28,17 @@ pub fn serve(core: &Core) {
     let hypervisor = core.hypervisor();
     let generation = hypervisor.generation.load(Ordering::Acquire);
     if core.state.acknowledged.load(Ordering::Relaxed) < generation {
+        if seeded::is(Planted::SlowCore) && core.state.index.get() != 0 {
+            for _ in 0..100_000 {
+                core::hint::spin_loop();
+            }
+        }
         invalidate(core);
         core.state.step.stale.set(true);
-        core.state.acknowledged.store(generation, Ordering::Release);
+        // Never backwards: a kick may have been answered in between.
+        core.state
+            .acknowledged
+            .fetch_max(generation, Ordering::AcqRel);
     }
 }
 
@@ -59,6 +68,9 @@ pub fn revoke(core: &Core) {
         }
     }
     serve(core);
+    if seeded::is(Planted::SkipAcknowledge) {
+        return;
+    }
     for other in hypervisor.cores() {
         let mut rounds = 0;
         while must_answer(other, generation) {

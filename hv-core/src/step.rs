@@ -13,6 +13,9 @@ use crate::monitor::Fault;
 /// The most pages that one instruction is given both rights to.
 pub const MAX_PAGES: usize = 2;
 
+/// Bytes that are compared after a step over a page that is nobody's.
+pub const WINDOW: usize = 64;
+
 /// A page that is being stepped over.
 #[derive(Debug, Clone, Copy)]
 pub struct StepPage {
@@ -22,6 +25,8 @@ pub struct StepPage {
     pub own_page: bool,
     /// Bounces to keep with the page.
     pub bounces: u8,
+    /// The page was copied whole; else only [`WINDOW`] bytes from the write on.
+    pub whole: bool,
     /// The write that led here.
     pub fault: Fault,
 }
@@ -35,7 +40,8 @@ pub struct StepState {
     pub count: Cell<usize>,
     /// The shared tables have changed since the private path was built.
     pub stale: Cell<bool>,
-    /// RFLAGS.TF and RFLAGS.IF as the guest had them, when the step is made by
-    /// the trap flag.
+    /// RFLAGS as the guest had them when the step began.
     pub flags: Cell<u64>,
+    /// `IA32_DEBUGCTL` as the guest had it, when the step is made by the trap flag.
+    pub debugctl: Cell<u64>,
 }

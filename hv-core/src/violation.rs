@@ -4,23 +4,29 @@
 //! Everything here runs in root mode on the core that faulted, under the
 //! transition lock. The order within a plan is never changed: a right is taken
 //! away from every core, and that is acknowledged, before the page is looked at
-//! or the opposite right is given.
+//! or the opposite right is given. The one write that needs none of it is a
+//! simple store that is carried out here: what it stores is reported first.
+//!
+//! The facts of a finding ([`Fault`]) are many; they are collected when one is
+//! about to be reported, not at every turn of a page.
 
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Gpa, Gva};
 use ept::entry::{Access, Soft};
-use ept::private::PrivatePath;
-use ept::space::{Leaf, MapError};
+use ept::flush::Flush;
+use ept::space::MapError;
 use ept::wx::{self, PageState, Plan, Step, WriteFacts};
 
 use crate::counters::Counters;
+use crate::emulate::store;
 use crate::hypervisor::{Hypervisor, Nested};
 use crate::memory::GuestMemory;
 use crate::monitor::{Crossing, Difference, Fault, PageRole};
-use crate::percpu::{Core, PRIVATE_TABLES};
+use crate::percpu::Core;
+use crate::seeded::{self, Planted};
 use crate::shootdown;
-use crate::step::{MAX_PAGES, StepPage};
+use crate::step::{MAX_PAGES, StepPage, WINDOW};
 use crate::vmx::vcpu;
 
 /// A nested-paging violation, decoded from the processor's exit information.
@@ -42,30 +48,65 @@ pub struct Violation {
     pub fetch: bool,
     /// An access to the guest's page tables during a walk.
     pub page_walk: bool,
+    /// The access was made by the delivery of an event, not by the instruction.
+    pub delivering: bool,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// Linear address of the instruction.
+    pub rip: Gva,
+}
+
+impl Violation {
+    /// Whether the instruction lies, wholly or with its end, in the linear page
+    /// that it writes. (Through another linear address the page is found out by
+    /// its bounces.)
+    fn is_own_page(&self) -> bool {
+        let Some(gla) = self.gla else {
+            return false;
+        };
+        // An instruction has at most 15 bytes.
+        let last = self.rip.as_u64().wrapping_add(14);
+        let page = gla.as_u64() >> 12;
+        !self.delivering && (self.rip.as_u64() >> 12 == page || last >> 12 == page)
+    }
 }
 
 /// Rounds that a core waits for another one's step before it tries again in the
 /// guest.
 const WAIT_ROUNDS: u32 = 10_000;
 
-/// Answers a violation. `fault` tells the core's state; its crossing is ignored.
-pub fn answer(core: &Core, violation: &Violation, fault: Fault) {
+/// What the handlers of one violation share.
+struct Context<'a, F: Fn() -> Fault> {
+    core: &'a Core,
+    hypervisor: &'a Hypervisor,
+    space: &'a Nested,
+    violation: &'a Violation,
+    /// Collects the core's state; its crossing is ignored.
+    fault: F,
+}
+
+/// Answers a violation. `fault` collects the core's state.
+pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
     let hypervisor = core.hypervisor();
     let Some(space) = hypervisor.nested() else {
         return;
     };
+    let context = Context {
+        core,
+        hypervisor,
+        space,
+        violation,
+        fault,
+    };
     let mut rounds = 0;
     loop {
         let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-        if answer_once(core, hypervisor, space, violation, &fault) {
-            drop(held);
-            return;
-        }
+        let done = context.answer();
         drop(held);
         // Another core is stepping over the page: serve it, then look again; at
         // last let the guest try again.
         rounds += 1;
-        if rounds > WAIT_ROUNDS || core.state.step.count.get() > 0 {
+        if done || rounds > WAIT_ROUNDS || core.state.step.count.get() > 0 {
             return;
         }
         shootdown::serve(core);
@@ -73,201 +114,415 @@ pub fn answer(core: &Core, violation: &Violation, fault: Fault) {
     }
 }
 
-/// One look at the page, with the lock held. `false` asks to wait.
-fn answer_once(
-    core: &Core,
-    hypervisor: &Hypervisor,
-    space: &Nested,
-    violation: &Violation,
-    fault: &Fault,
-) -> bool {
-    let counters = core.counters();
-    let leaf = match space.lookup(violation.gpa) {
-        Some(leaf) => leaf,
-        None => {
-            if let Ok(leaf) = space.ensure(violation.gpa) {
-                Counters::bump(&counters.fills);
-                if !violation.fetch {
-                    return true;
-                }
-                leaf
-            } else {
-                Counters::bump(&counters.exhausted);
-                return true;
+impl<F: Fn() -> Fault> Context<'_, F> {
+    /// One look at the page, with the lock held. `false` asks to wait.
+    fn answer(&self) -> bool {
+        let (soft, access) = match self.space.find(self.violation.gpa) {
+            Some(slot) => (slot.soft(), self.space.rights(slot.state())),
+            None => match self.region() {
+                Some(found) => found,
+                None => return true,
+            },
+        };
+        if self.hypervisor.abandoned.load(Ordering::Acquire) {
+            exempt(self.core, self.space, self.violation.gpa);
+            return true;
+        }
+        if self.core.state.step.count.get() > 0 {
+            return self.during_step(soft, access);
+        }
+        match self.plan(soft, access) {
+            Plan::Retry => {
+                Counters::bump(&self.core.counters().retries);
+                true
+            }
+            Plan::Wait => false,
+            Plan::Run { steps, count } => {
+                self.run(soft, steps, count.apply(soft.bounces));
+                true
             }
         }
-    };
-    if hypervisor.abandoned.load(Ordering::Acquire) {
-        exempt(core, space, violation.gpa);
-        return true;
     }
-    if core.state.step.count.get() > 0 {
-        return during_step(core, hypervisor, space, violation, fault, leaf);
+
+    /// An address that no 4 KB leaf maps as itself: filled, large or hidden.
+    /// `None` when there is nothing more to do.
+    fn region(&self) -> Option<(Soft, Access)> {
+        let counters = self.core.counters();
+        if let Some(leaf) = self.space.lookup(self.violation.gpa) {
+            return Some((leaf.soft, leaf.access));
+        }
+        if seeded::is(Planted::NeverFill) {
+            return None;
+        }
+        let Ok(leaf) = self.space.ensure(self.violation.gpa) else {
+            Counters::bump(&counters.exhausted);
+            return None;
+        };
+        Counters::bump(&counters.fills);
+        self.violation.fetch.then_some((leaf.soft, leaf.access))
     }
-    let plan = if violation.fetch {
-        if permits_fetch(hypervisor, &leaf, fault) {
-            Plan::Retry
+
+    fn plan(&self, soft: Soft, access: Access) -> Plan {
+        if self.violation.fetch {
+            if self.permits_fetch(access) {
+                Plan::Retry
+            } else {
+                wx::on_fetch(soft.state)
+            }
+        } else if self.violation.write {
+            if soft.state != PageState::Executable {
+                return wx::on_write(soft.state, WriteFacts::default());
+            }
+            let facts = self.write_facts(soft);
+            if (facts.same_page || facts.bounces >= wx::STEP_AFTER) && self.emulate(facts) {
+                return Plan::Retry;
+            }
+            wx::on_write(soft.state, facts)
         } else {
-            wx::on_fetch(leaf.soft.state)
+            Plan::Retry
         }
-    } else if violation.write {
-        wx::on_write(
-            leaf.soft.state,
-            write_facts(core, hypervisor, violation, fault),
+    }
+
+    /// With separate user rights a user-mode fetch is refused only from a page
+    /// that is being stepped over.
+    fn permits_fetch(&self, access: Access) -> bool {
+        access.contains(
+            if self.hypervisor.controls.mbec && self.violation.cpl == 3 {
+                Access::EXEC_USER
+            } else {
+                Access::EXEC_KERNEL
+            },
         )
-    } else {
-        Plan::Retry
-    };
-    match plan {
-        Plan::Retry => {
-            Counters::bump(&counters.retries);
-            true
-        }
-        Plan::Wait => false,
-        Plan::Run { steps, count } => {
-            let bounces = count.apply(leaf.soft.bounces);
-            run(
-                core, hypervisor, space, violation, fault, leaf, steps, bounces,
-            );
-            true
-        }
     }
-}
 
-/// With separate user rights a user-mode fetch is refused only from a page that
-/// is being stepped over.
-fn permits_fetch(hypervisor: &Hypervisor, leaf: &Leaf, fault: &Fault) -> bool {
-    let needed = if hypervisor.controls.mbec && fault.cpl == 3 {
-        Access::EXEC_USER
-    } else {
-        Access::EXEC_KERNEL
-    };
-    leaf.access.contains(needed)
-}
-
-fn write_facts(
-    core: &Core,
-    hypervisor: &Hypervisor,
-    violation: &Violation,
-    fault: &Fault,
-) -> WriteFacts {
-    let module = hypervisor
-        .monitor
-        .is_some_and(|monitor| monitor.role(violation.gpa) == PageRole::ModuleCode);
-    let own = own_page(core, violation.gpa, fault);
-    WriteFacts {
-        page_walk: violation.page_walk,
-        // Each write to a module's code is stepped as well: only so are the bytes
+    fn write_facts(&self, soft: Soft) -> WriteFacts {
+        // Each write to a module's code is seen on its own: only so are the bytes
         // that it leaves known at once.
-        same_page: own || module,
-        can_step: true,
-        // The counter is not asked: a frame that used to write itself may have
-        // been freed and hold somebody's data now. One write turns it into data;
-        // stepping its every write would stop the machine.
-        bounces: 0,
+        let module = self
+            .hypervisor
+            .monitor
+            .is_some_and(|monitor| monitor.role(self.violation.gpa) == PageRole::ModuleCode);
+        // The trap flag is of no use in the delivery of an event, which clears it.
+        let can_step = self.hypervisor.controls.mtf || !self.violation.delivering;
+        WriteFacts {
+            page_walk: self.violation.page_walk,
+            same_page: (module && can_step || self.violation.is_own_page())
+                && !seeded::is(Planted::NeverStep),
+            can_step,
+            bounces: soft.bounces,
+        }
     }
-}
 
-/// Whether the instruction lies in the page `gpa`, wholly or with its end.
-fn own_page(core: &Core, gpa: Gpa, fault: &Fault) -> bool {
-    let memory = memory_of(core, fault);
-    let page = gpa.page_base();
-    let in_page = |rip: u64| {
-        memory
-            .translate(Gva::new(rip))
-            .is_some_and(|found| found.gpa.page_base() == page)
-    };
-    // An instruction has at most 15 bytes.
-    in_page(fault.rip.as_u64())
-        || (fault.rip.page_offset() > 4096 - 15 && in_page(fault.rip.as_u64().wrapping_add(14)))
-}
+    fn memory(&self, fault: &Fault) -> GuestMemory<'_> {
+        GuestMemory::new(self.core, fault.paging, fault.cr3)
+    }
 
-fn memory_of<'a>(core: &'a Core, fault: &Fault) -> GuestMemory<'a> {
-    GuestMemory::new(core, fault.paging, fault.cr3)
-}
+    /// Carries a simple store out. `false` when it is none, or when something
+    /// else would have to happen with it.
+    fn emulate(&self, facts: WriteFacts) -> bool {
+        let violation = self.violation;
+        let Some(gla) = violation.gla else {
+            return false;
+        };
+        if violation.cpl != 0
+            || violation.delivering
+            || violation.page_walk
+            || !vcpu::long_mode()
+            || vcpu::has_breakpoints()
+        {
+            return false;
+        }
+        let fault = (self.fault)();
+        let memory = self.memory(&fault);
+        let mut bytes = [0; 15];
+        let Some(count) = memory.code(violation.rip, &mut bytes) else {
+            return false;
+        };
+        let code = bytes.get(..count).unwrap_or(&[]);
+        let Some(store) = store::decode(code, violation.rip.as_u64(), &fault.gprs) else {
+            return false;
+        };
+        let size = u64::from(store.size);
+        // Another core may have changed the instruction, or the way to the page,
+        // since the processor looked at them.
+        if store.address != gla.as_u64() || gla.page_offset() + size > 4096 {
+            return false;
+        }
+        match memory.translate(gla) {
+            Some(to) if to.gpa == violation.gpa && to.writable && to.noted => {}
+            _ => return false,
+        }
+        let old = memory.value(violation.gpa, store.size);
+        let changed = old ^ store.value;
+        if changed != 0 && facts.same_page {
+            self.report_store(&fault, &store, old, changed);
+        }
+        if !memory.store(violation.gpa, store.value, store.size) {
+            return false;
+        }
+        Counters::bump(&self.core.counters().emulated);
+        vcpu::advance_by(store.length.into());
+        true
+    }
 
-#[expect(clippy::too_many_arguments, reason = "one violation's facts")]
-fn run(
-    core: &Core,
-    hypervisor: &Hypervisor,
-    space: &Nested,
-    violation: &Violation,
-    fault: &Fault,
-    leaf: Leaf,
-    steps: &[Step],
-    bounces: u8,
-) {
-    let counters = core.counters();
-    let page = violation.gpa.page_base();
-    for step in steps {
-        match *step {
-            Step::Revoke(state) => {
-                let soft = Soft {
-                    state,
-                    bounces,
-                    ..leaf.soft
-                };
-                if space.set_state(page, soft).is_err() {
-                    Counters::bump(&counters.exhausted);
-                    exempt(core, space, page);
+    fn report_store(&self, fault: &Fault, store: &store::Store, old: u64, changed: u64) {
+        let Some(monitor) = self.hypervisor.monitor else {
+            return;
+        };
+        let first = changed.trailing_zeros() / 8;
+        let last = 7 - changed.leading_zeros() / 8;
+        let changed = Gpa::new(self.violation.gpa.as_u64() + u64::from(first));
+        let mut difference = Difference {
+            offset: offset_of(changed),
+            #[expect(clippy::cast_possible_truncation, reason = "at most 8")]
+            length: (last - first + 1) as u16,
+            old: [0; 32],
+            new: [0; 32],
+        };
+        let bytes = usize::from(store.size) - first as usize;
+        for (to, value) in [
+            (&mut difference.old, old),
+            (&mut difference.new, store.value),
+        ] {
+            let value = (value >> (8 * first)).to_le_bytes();
+            for (to, byte) in to.iter_mut().zip(value).take(bytes) {
+                *to = byte;
+            }
+        }
+        let fault = Fault {
+            crossing: Crossing::Written,
+            gpa: changed,
+            gla: self.violation.gla,
+            own_page: self.violation.is_own_page(),
+            ..*fault
+        };
+        let _ = monitor.on_written(&fault, &difference, &mut self.memory(&fault));
+    }
+
+    fn run(&self, soft: Soft, steps: &[Step], bounces: u8) {
+        let page = self.violation.gpa.page_base();
+        for step in steps {
+            match *step {
+                Step::Revoke(_) if self.violation.fetch && seeded::is(Planted::KeepWrite) => {}
+                Step::Revoke(state) => {
+                    if self.turn(page, state, bounces, soft).is_err() {
+                        Counters::bump(&self.core.counters().exhausted);
+                        exempt(self.core, self.space, page);
+                        return;
+                    }
+                }
+                Step::Acknowledge => shootdown::revoke(self.core),
+                // What is captured is what is compared: see `begin_step`. The
+                // monitor looks at the page and decides in one call.
+                Step::Capture | Step::Inspect | Step::Compare => {}
+                Step::StepPrivately => {
+                    self.begin_step(bounces);
+                    // The rest of the plan follows when the instruction has
+                    // retired.
                     return;
                 }
-            }
-            Step::Acknowledge => shootdown::revoke(core),
-            Step::Capture => {
-                if let Some(before) = core.before.first() {
-                    memory_of(core, fault).copy_page(page, before.0.get());
+                Step::Decide => self.decide(),
+                Step::Grant(state) => {
+                    if seeded::is(Planted::KeepWrite) && state == PageState::Executable {
+                        exempt(self.core, self.space, page);
+                        continue;
+                    }
+                    self.grant(page, state, bounces, soft);
                 }
-            }
-            // The monitor looks at the page and decides in one call.
-            Step::Inspect | Step::Compare => {}
-            Step::StepPrivately => {
-                begin_step(
-                    core,
-                    hypervisor,
-                    space,
-                    StepPage {
-                        gpa: page,
-                        own_page: own_page(core, page, fault),
-                        bounces,
-                        fault: *fault,
-                    },
-                );
-                // The rest of the plan follows when the instruction has retired.
-                return;
-            }
-            Step::Decide => {
-                if violation.fetch {
-                    decide_fetch(core, hypervisor, violation, fault);
-                }
-            }
-            Step::Grant(state) => {
-                let soft = Soft {
-                    state,
-                    bounces,
-                    ..leaf.soft
-                };
-                grant(core, space, page, soft);
             }
         }
     }
+
+    /// Gives the page the rights of a state. A large leaf is split first.
+    fn turn(
+        &self,
+        page: Gpa,
+        state: PageState,
+        bounces: u8,
+        soft: Soft,
+    ) -> Result<Flush, MapError> {
+        if let Some(mut slot) = self.space.find(page) {
+            return Ok(slot.exchange(state, bounces));
+        }
+        if self.hypervisor.vacate && self.space.vacate(page).needs_acknowledgement() {
+            // No core may hold a translation of the large page when the small
+            // ones appear (Intel SDM vol. 3, "Recommended Invalidation", and the
+            // machine-check erratum of large pages).
+            shootdown::revoke(self.core);
+        }
+        let soft = Soft {
+            state,
+            bounces,
+            ..soft
+        };
+        self.space.set_state(page, soft).map(|change| change.flush)
+    }
+
+    fn grant(&self, page: Gpa, state: PageState, bounces: u8, soft: Soft) {
+        let counters = self.core.counters();
+        match self.turn(page, state, bounces, soft) {
+            // Only rights are added to a page that had been made read-only.
+            Ok(flush) => {
+                debug_assert!(!flush.needs_acknowledgement(), "a grant takes nothing away");
+            }
+            Err(_) => Counters::bump(&counters.exhausted),
+        }
+        Counters::bump(match state {
+            PageState::Executable => &counters.fetch_flips,
+            PageState::Exempt => &counters.exempted,
+            _ => &counters.write_flips,
+        });
+    }
+
+    /// Asks whose code this is. A write to code that could not be stepped over is
+    /// told with the bytes from before on both sides.
+    fn decide(&self) {
+        let Some(monitor) = self.hypervisor.monitor else {
+            return;
+        };
+        let violation = self.violation;
+        if violation.fetch {
+            // Without separate user rights, user-mode code gets no verdict.
+            if (violation.cpl == 3 && !seeded::is(Planted::JudgeUser))
+                || seeded::is(Planted::SkipDecision)
+            {
+                return;
+            }
+            let fault = Fault {
+                crossing: Crossing::Fetch,
+                gpa: violation.gpa,
+                gla: violation.gla,
+                ..(self.fault)()
+            };
+            let _ = monitor.on_fetch(&fault, &mut self.memory(&fault));
+        } else if violation.delivering && monitor.role(violation.gpa) == PageRole::ModuleCode {
+            let fault = Fault {
+                crossing: Crossing::Written,
+                gpa: violation.gpa,
+                gla: violation.gla,
+                ..(self.fault)()
+            };
+            let mut memory = self.memory(&fault);
+            let mut bytes = [0; 32];
+            let offset = offset_of(violation.gpa);
+            memory.bytes(violation.gpa, offset.into(), &mut bytes);
+            let difference = Difference {
+                offset,
+                length: 8,
+                old: bytes,
+                new: bytes,
+            };
+            let _ = monitor.on_written(&fault, &difference, &mut memory);
+        }
+    }
+
+    /// Starts a step over the page, which is read-only for every core.
+    fn begin_step(&self, bounces: u8) {
+        let step = &self.core.state.step;
+        step.count.set(0);
+        if self.add_to_step(bounces) && build_path(self.core, self.space) {
+            self.core.state.stepping.store(true, Ordering::Release);
+            vcpu::arm_step(self.hypervisor.controls.mtf, step);
+        } else {
+            give_up_step(self.core, self.space);
+        }
+    }
+
+    /// Captures the page and adds it to the step. `false` when there is no room.
+    fn add_to_step(&self, bounces: u8) -> bool {
+        let step = &self.core.state.step;
+        let index = step.count.get();
+        let (Some(slot), Some(before)) = (step.pages.get(index), self.core.before.get(index))
+        else {
+            return false;
+        };
+        let page = self.violation.gpa.page_base();
+        let fault = Fault {
+            gpa: self.violation.gpa,
+            gla: self.violation.gla,
+            ..(self.fault)()
+        };
+        let whole = self
+            .hypervisor
+            .monitor
+            .is_some_and(|monitor| monitor.role(page) == PageRole::ModuleCode);
+        let memory = self.memory(&fault);
+        if whole {
+            memory.copy_page(page, before.0.get());
+        } else {
+            memory.copy_window(self.violation.gpa, before.0.get());
+        }
+        slot.set(Some(StepPage {
+            gpa: page,
+            own_page: self.violation.is_own_page(),
+            bounces,
+            whole,
+            fault,
+        }));
+        step.count.set(index + 1);
+        true
+    }
+
+    /// A violation of the instruction that is being stepped: it needs another
+    /// page too. The other page is handled in the shared tables as far as it can
+    /// be, and the private path is built anew.
+    fn during_step(&self, soft: Soft, access: Access) -> bool {
+        let core = self.core;
+        let page = self.violation.gpa.page_base();
+        let step = &core.state.step;
+        let known = step
+            .pages
+            .iter()
+            .take(step.count.get())
+            .find(|slot| slot.get().is_some_and(|known| known.gpa == page));
+        if let Some(slot) = known {
+            // The page is ours and yet refused: it was stepped for a write only
+            // and is fetched from now.
+            match slot.get() {
+                Some(known) if !known.own_page => slot.set(Some(StepPage {
+                    own_page: true,
+                    ..known
+                })),
+                _ => {
+                    give_up_step_armed(core, self.hypervisor, self.space);
+                    return true;
+                }
+            }
+        } else if self.violation.fetch && !self.permits_fetch(access) {
+            if let Plan::Run { steps, count } = wx::on_fetch(soft.state) {
+                self.run(soft, steps, count.apply(soft.bounces));
+            }
+        } else if self.violation.write && soft.state == PageState::Executable {
+            let bounces = soft.bounces;
+            if self.turn(page, PageState::Stepping, bounces, soft).is_err() {
+                give_up_step_armed(core, self.hypervisor, self.space);
+                return true;
+            }
+            shootdown::revoke(core);
+            if !self.add_to_step(bounces) {
+                // More pages than a step can hold.
+                exempt(core, self.space, page);
+                give_up_step_armed(core, self.hypervisor, self.space);
+                return true;
+            }
+        } else if soft.state == PageState::Stepping {
+            // Another core steps over that page: let it finish. This core's own
+            // pages are given back first, so that two cores never wait for each
+            // other.
+            drop_step(core, self.space);
+            return true;
+        }
+        if !build_path(core, self.space) {
+            give_up_step_armed(core, self.hypervisor, self.space);
+        }
+        true
+    }
 }
 
-fn grant(core: &Core, space: &Nested, page: Gpa, soft: Soft) {
-    let counters = core.counters();
-    match space.set_state(page, soft) {
-        // Only rights are added to a page that had been made read-only.
-        Ok(change) => debug_assert!(
-            !change.flush.needs_acknowledgement(),
-            "a grant takes nothing away"
-        ),
-        Err(_) => Counters::bump(&counters.exhausted),
-    }
-    Counters::bump(match soft.state {
-        PageState::Executable => &counters.fetch_flips,
-        PageState::Exempt => &counters.exempted,
-        _ => &counters.write_flips,
-    });
+/// Offset in its page.
+#[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+fn offset_of(gpa: Gpa) -> u16 {
+    gpa.page_offset() as u16
 }
 
 /// The page cannot be watched: all rights, and counted.
@@ -282,43 +537,9 @@ fn exempt(core: &Core, space: &Nested, gpa: Gpa) {
     }
 }
 
-fn decide_fetch(core: &Core, hypervisor: &Hypervisor, violation: &Violation, fault: &Fault) {
-    // Without separate user rights, user-mode code gets no verdict.
-    if fault.cpl == 3 {
-        return;
-    }
-    if let Some(monitor) = hypervisor.monitor {
-        let fault = Fault {
-            crossing: Crossing::Fetch,
-            gpa: violation.gpa,
-            gla: violation.gla,
-            ..*fault
-        };
-        let _ = monitor.on_fetch(&fault, &mut memory_of(core, &fault));
-    }
-}
-
-/// Starts a step over `page`, which is read-only for every core.
-fn begin_step(core: &Core, hypervisor: &Hypervisor, space: &Nested, page: StepPage) {
-    let step = &core.state.step;
-    if let Some(first) = step.pages.first() {
-        first.set(Some(page));
-    }
-    step.count.set(1);
-    if build_path(core, space) {
-        core.state.stepping.store(true, Ordering::Release);
-        step.flags.set(vcpu::arm_step(hypervisor.controls.mtf));
-    } else {
-        give_up_step(core, space);
-    }
-}
-
 /// Builds the private path for the pages of the step and switches to it.
 fn build_path(core: &Core, space: &Nested) -> bool {
     let step = &core.state.step;
-    let Some(path) = PrivatePath::in_chunk(private_base(core), &core.private) else {
-        return false;
-    };
     let none = (Gpa::new(0), Access::empty());
     let mut pages = [none; MAX_PAGES];
     let mut count = 0;
@@ -334,7 +555,7 @@ fn build_path(core: &Core, space: &Nested) -> bool {
         *slot = (page.gpa, access);
         count += 1;
     }
-    match path.build(space, pages.get(..count).unwrap_or(&[])) {
+    match core.path().build(space, pages.get(..count).unwrap_or(&[])) {
         Ok(root) => {
             let eptp = vcpu::eptp(root);
             // SAFETY: root mode; INVEPT exists. The path's tables had other content
@@ -348,109 +569,21 @@ fn build_path(core: &Core, space: &Nested) -> bool {
     }
 }
 
-fn private_base(core: &Core) -> ept::addr::Hpa {
-    const { assert!(PRIVATE_TABLES == ept::private::TABLES) }
-    ept::addr::Hpa::new(core.state.private_base.get())
-}
-
 /// The pages of the step do not fit the private path: they are no longer watched.
 fn give_up_step(core: &Core, space: &Nested) {
-    for page in core
-        .state
-        .step
-        .pages
-        .iter()
-        .take(core.state.step.count.get())
-    {
+    let step = &core.state.step;
+    for page in step.pages.iter().take(step.count.get()) {
         if let Some(StepPage { gpa, .. }) = page.take() {
             exempt(core, space, gpa);
         }
     }
-    core.state.step.count.set(0);
+    step.count.set(0);
     core.state.stepping.store(false, Ordering::Release);
     vcpu::set_eptp(core.hypervisor().eptp);
 }
 
-/// A violation of the instruction that is being stepped: it needs another page
-/// too. The other page is handled in the shared tables as far as it can be, and
-/// the private path is built anew.
-fn during_step(
-    core: &Core,
-    hypervisor: &Hypervisor,
-    space: &Nested,
-    violation: &Violation,
-    fault: &Fault,
-    leaf: Leaf,
-) -> bool {
-    let page = violation.gpa.page_base();
-    let step = &core.state.step;
-    let known = step
-        .pages
-        .iter()
-        .take(step.count.get())
-        .filter_map(core::cell::Cell::get)
-        .any(|known| known.gpa == page);
-    if known {
-        // The page is ours and yet refused: it was stepped for a write only and
-        // is fetched from now.
-        for slot in step.pages.iter().take(step.count.get()) {
-            if let Some(mut known) = slot.get()
-                && known.gpa == page
-            {
-                if known.own_page {
-                    give_up_step_armed(core, hypervisor, space);
-                    return true;
-                }
-                known.own_page = true;
-                slot.set(Some(known));
-            }
-        }
-    } else if violation.fetch && !permits_fetch(hypervisor, &leaf, fault) {
-        if let Plan::Run { steps, count } = wx::on_fetch(leaf.soft.state) {
-            let bounces = count.apply(leaf.soft.bounces);
-            run(
-                core, hypervisor, space, violation, fault, leaf, steps, bounces,
-            );
-        }
-    } else if violation.write && leaf.soft.state == PageState::Executable {
-        let index = step.count.get();
-        let (Some(slot), Some(before)) = (step.pages.get(index), core.before.get(index)) else {
-            give_up_step_armed(core, hypervisor, space);
-            return true;
-        };
-        let bounces = leaf.soft.bounces.saturating_add(1);
-        let soft = Soft {
-            state: PageState::Stepping,
-            bounces,
-            ..leaf.soft
-        };
-        if space.set_state(page, soft).is_err() {
-            give_up_step_armed(core, hypervisor, space);
-            return true;
-        }
-        shootdown::revoke(core);
-        memory_of(core, fault).copy_page(page, before.0.get());
-        slot.set(Some(StepPage {
-            gpa: page,
-            own_page: own_page(core, page, fault),
-            bounces,
-            fault: *fault,
-        }));
-        step.count.set(index + 1);
-    } else if leaf.soft.state == PageState::Stepping {
-        // Another core steps over that page: let it finish. This core's own pages
-        // are given back first, so that two cores never wait for each other.
-        drop_step(core, space);
-        return true;
-    }
-    if !build_path(core, space) {
-        give_up_step_armed(core, hypervisor, space);
-    }
-    true
-}
-
 fn give_up_step_armed(core: &Core, hypervisor: &Hypervisor, space: &Nested) {
-    vcpu::disarm_step(hypervisor.controls.mtf, core.state.step.flags.get());
+    vcpu::disarm_step(hypervisor.controls.mtf, &core.state.step);
     give_up_step(core, space);
 }
 
@@ -487,7 +620,7 @@ pub fn cancel_step(core: &Core) {
 fn drop_step(core: &Core, space: &Nested) {
     let hypervisor = core.hypervisor();
     let step = &core.state.step;
-    vcpu::disarm_step(hypervisor.controls.mtf, step.flags.get());
+    vcpu::disarm_step(hypervisor.controls.mtf, step);
     vcpu::set_eptp(hypervisor.eptp);
     core.state.stepping.store(false, Ordering::Release);
     let count = step.count.replace(0);
@@ -495,22 +628,24 @@ fn drop_step(core: &Core, space: &Nested) {
         let Some(page) = slot.take() else {
             continue;
         };
-        let mut memory = memory_of(core, &page.fault);
+        let mut memory = GuestMemory::new(core, page.fault.paging, page.fault.cr3);
         let before = before.bytes();
-        if let Some((first, last)) = memory.difference(page.gpa, before) {
+        let found = if page.whole {
+            memory.difference(page.gpa, before)
+        } else {
+            memory.window_difference(page.fault.gpa, before)
+        };
+        if let Some((first, last)) = found
+            && !seeded::is(Planted::SkipCompare)
+        {
             report_write(hypervisor, &page, before, first, last, &mut memory);
         }
-        let soft = space
-            .lookup(page.gpa)
-            .map_or(Soft::default(), |leaf| leaf.soft);
-        let soft = Soft {
-            state: PageState::Executable,
-            bounces: page.bounces,
-            ..soft
-        };
         // Read-only before: this only adds the right to execute.
-        if space.set_state(page.gpa, soft).is_err() {
-            Counters::bump(&core.counters().exhausted);
+        if let Some(mut slot) = space.find(page.gpa) {
+            let _ = slot.exchange(PageState::Executable, page.bounces);
+        } else {
+            // The page's region is exempt by now, or hidden.
+            Counters::bump(&core.counters().retries);
         }
     }
     // Everything that was revoked meanwhile is acknowledged now that no private
@@ -535,11 +670,20 @@ fn report_write(
         old: [0; 32],
         new: [0; 32],
     };
+    let end = if page.whole {
+        4096
+    } else {
+        usize::from(offset_of(page.fault.gpa)) + WINDOW
+    };
     let offset = usize::from(first);
-    for (byte, old) in difference.old.iter_mut().zip(before.iter().skip(offset)) {
+    let known = before.get(offset..end.min(4096)).unwrap_or(&[]);
+    for (byte, old) in difference.old.iter_mut().zip(known) {
         *byte = *old;
     }
-    memory.bytes(page.gpa, offset, &mut difference.new);
+    let room = known.len().min(32);
+    if let Some(new) = difference.new.get_mut(..room) {
+        memory.bytes(page.gpa, offset, new);
+    }
     let fault = Fault {
         crossing: Crossing::Written,
         gpa: Gpa::new(page.gpa.as_u64() + u64::from(first)),

@@ -50,6 +50,10 @@ impl Paging {
 
 /// A translation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts of the way"
+)]
 pub struct Translation {
     /// The guest-physical address.
     pub gpa: Gpa,

@@ -2,10 +2,11 @@
 //!
 //! Everything is passed through but for two kinds of bits: those that mirror
 //! control registers, which in root mode would show root mode's (OSXSAVE,
-//! OSPKE), and the one that offers VMX, which is in use (the allow-list in
-//! `docs/`). Pure. Intel SDM vol. 2, "CPUID—CPU Identification".
+//! OSPKE), and those that offer VMX, which is in use, and SMX, whose GETSEC always
+//! exits (the allow-list in `docs/`). Pure. Intel SDM vol. 2, "CPUID—CPU Identification".
 
 const VMX: u32 = 1 << 5;
+const SMX: u32 = 1 << 6;
 const OSXSAVE: u32 = 1 << 27;
 const OSPKE: u32 = 1 << 4;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -18,7 +19,7 @@ const CR4_PKE: u64 = 1 << 22;
 pub const fn guest_ecx(leaf: u32, subleaf: u32, ecx: u32, cr4: u64) -> u32 {
     match leaf {
         1 => {
-            let ecx = ecx & !(VMX | OSXSAVE);
+            let ecx = ecx & !(VMX | SMX | OSXSAVE);
             if cr4 & CR4_OSXSAVE != 0 {
                 ecx | OSXSAVE
             } else {
@@ -46,7 +47,7 @@ mod tests {
 
     #[test]
     fn mirrors_follow_the_guest() {
-        assert_eq!(guest_ecx(1, 0, u32::MAX, 0), !(VMX | OSXSAVE));
+        assert_eq!(guest_ecx(1, 0, u32::MAX, 0), !(VMX | SMX | OSXSAVE));
         assert_eq!(guest_ecx(1, 0, 0, CR4_OSXSAVE), OSXSAVE);
         assert_eq!(guest_ecx(7, 0, OSPKE, 0), 0);
         assert_eq!(guest_ecx(7, 0, 0, CR4_PKE), OSPKE);

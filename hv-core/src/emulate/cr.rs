@@ -1,8 +1,8 @@
 //! Writes to CR0 and CR4 that touch a bit which VMX operation owns.
 //!
-//! Of CR0 that is NE, of CR4 it is VMXE. A write exits only when it would change
+//! Of CR0 that is NE, of CR4 VMXE and SMXE. A write exits only when it would change
 //! such a bit; the guest then gets what it would get on a processor without VMX:
-//! NE as it likes (in its shadow), #GP for VMXE. Pure. Intel SDM vol. 3, "Changes
+//! NE as it likes (in its shadow), #GP for VMXE and SMXE. Pure. Intel SDM vol. 3, "Changes
 //! to Instruction Behavior in VMX Non-Root Operation" and vol. 2, "MOV—Move
 //! to/from Control Registers".
 
@@ -55,10 +55,19 @@ const NW: u64 = 1 << 29;
 const CD: u64 = 1 << 30;
 const PG: u64 = 1 << 31;
 const CR4_VMXE: u64 = 1 << 13;
+const CR4_SMXE: u64 = 1 << 14;
+
+/// Bits of CR4 whose change exits.
+pub const CR4_OWNED: u64 = CR4_VMXE | CR4_SMXE;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_PCIDE: u64 = 1 << 17;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
+
+/// CR0.CD and CR0.NW.
+pub const CACHE_BITS: u64 = CD | NW;
+const WP: u64 = 1 << 16;
+const CR4_CET: u64 = 1 << 23;
 
 /// The state on which a write to CR0 is judged.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +97,7 @@ pub const fn write_cr0(facts: &Facts, value: u64) -> Option<NewCr0> {
     if value >> 32 != 0
         || (value & PG != 0 && value & PE == 0)
         || (value & NW != 0 && value & CD == 0)
+        || (value & WP == 0 && facts.cr4 & CR4_CET != 0)
     {
         return None;
     }
@@ -124,12 +134,12 @@ pub const fn clear_task_switched(cr0: u64) -> u64 {
     cr0 & !TS
 }
 
-/// Whether a write to CR4 that exited is legal: VMX is not offered, so VMXE is a
-/// reserved bit. (All other bits are judged by the processor when the value is
-/// written without it.)
+/// Whether a write to CR4 that exited is legal: VMX and SMX are not offered, so
+/// VMXE and SMXE are reserved bits. (A start with either set is refused, and all
+/// other bits are judged by the processor.)
 #[must_use]
 pub const fn permits_cr4(value: u64) -> bool {
-    value & CR4_VMXE == 0
+    value & CR4_OWNED == 0
 }
 
 #[cfg(test)]
@@ -181,6 +191,13 @@ mod tests {
         ] {
             assert_eq!(write_cr0(&LONG, value), None, "{value:#x}");
         }
+        // Without write protection there are no shadow stacks.
+        let cet = Facts {
+            cr4: 0x80_0020,
+            ..LONG
+        };
+        assert_eq!(write_cr0(&cet, 0x8004_0033), None);
+        assert!(write_cr0(&LONG, 0x8004_0033).is_some());
     }
 
     #[test]
@@ -210,7 +227,8 @@ mod tests {
 
     #[test]
     fn vmxe_is_reserved() {
-        assert!(permits_cr4(0x0035_06F8 & !0x2000));
+        assert!(permits_cr4(0x0035_06F8 & !0x6000));
         assert!(!permits_cr4(0x2000));
+        assert!(!permits_cr4(0x4000));
     }
 }

@@ -6,4 +6,5 @@
 pub mod cpuid;
 pub mod cr;
 pub mod msr;
+pub mod store;
 pub mod xsetbv;

@@ -6,7 +6,10 @@
 //! waits for the step's end, because the private path may hold rights that were
 //! just revoked. A guest's NMI is counted for the exit path to inject.
 //!
-//! An **exception** is expected at the instructions of `instr`'s table only; any
+//! A **machine check** that can be survived is passed on to the guest, whose
+//! handler decides.
+//!
+//! Any other **exception** is expected at the instructions of `instr`'s table only; any
 //! other is a defect of ours. Then the core records it, stops watching pages,
 //! and gives the guest a double fault, so that the operating system writes its
 //! dump: better than a machine that stands still.
@@ -65,6 +68,13 @@ extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
         frame.rip = landing;
         return;
     }
+    if frame.vector == 18 && restartable() {
+        // The guest's machine check handler decides; interrupted root mode goes
+        // on (Intel SDM vol. 3, "Machine-Check Global Status").
+        core.state.machine_check.store(true, Ordering::Release);
+        core.state.look_again.store(1, Ordering::Release);
+        return;
+    }
     // SAFETY: reads CR2 at CPL 0.
     let address = unsafe { instr::cr2() };
     core.state.crash.set(CrashRecord {
@@ -85,6 +95,12 @@ extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
     // SAFETY: root mode with a current VMCS; nothing of the interrupted code is
     // gone back to.
     unsafe { vcpu::give_up(core) }
+}
+
+/// IA32_MCG_STATUS.RIPV.
+fn restartable() -> bool {
+    // SAFETY: root mode with the host's IDT; a machine check implies the MSR.
+    unsafe { instr::try_rdmsr(0x17A) }.is_some_and(|status| status & 1 != 0)
 }
 
 /// The core that runs this.

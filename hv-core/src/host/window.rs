@@ -42,6 +42,12 @@ impl Window {
         self.point(physical & !0xFFF | PRESENT | NO_EXECUTE | 0x60)
     }
 
+    /// Shows a page of RAM, writable; returns its address.
+    #[must_use]
+    pub fn show_writable(&self, physical: u64) -> u64 {
+        self.point(physical & !0xFFF | PRESENT | WRITABLE | NO_EXECUTE | 0x60)
+    }
+
     /// Shows a page of device registers, uncached and writable.
     #[must_use]
     pub fn show_device(&self, physical: u64) -> u64 {

@@ -214,9 +214,15 @@ pub fn controls(
     {
         return Err(StartError::NoEpt);
     }
-    let needed = EPT_WALK_4 | EPT_WB | EPT_2M | INVEPT | INVEPT_SINGLE;
-    if raw.ept_vpid & needed != needed {
-        return Err(StartError::NoEpt);
+    for (needed, error) in [
+        (EPT_WALK_4, StartError::NoFourLevelWalk),
+        (EPT_WB, StartError::NoWriteBackTables),
+        (EPT_2M, StartError::NoEpt),
+        (INVEPT | INVEPT_SINGLE, StartError::NoInvept),
+    ] {
+        if raw.ept_vpid & needed != needed {
+            return Err(error);
+        }
     }
 
     let want_pin = PIN_NMI_EXITING | PIN_VIRTUAL_NMIS;
@@ -361,13 +367,16 @@ mod tests {
 
     #[test]
     fn no_ept_is_refused() {
-        for bit in [6, 14, 16, 20, 25] {
+        for (bit, error) in [
+            (6, StartError::NoFourLevelWalk),
+            (14, StartError::NoWriteBackTables),
+            (16, StartError::NoEpt),
+            (20, StartError::NoInvept),
+            (25, StartError::NoInvept),
+        ] {
             let mut raw = tigerlake();
             raw.ept_vpid &= !(1 << bit);
-            assert_eq!(
-                controls(&raw, all(), Pretend::default()),
-                Err(StartError::NoEpt)
-            );
+            assert_eq!(controls(&raw, all(), Pretend::default()), Err(error));
         }
         let mut raw = tigerlake();
         raw.secondary &= !(u64::from(SECONDARY_EPT) << 32);

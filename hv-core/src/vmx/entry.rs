@@ -7,16 +7,15 @@
 //! STACK_TOP      -8  (padding)
 //!               -48  RIP CS RFLAGS RSP SS   frame of IRETQ, used when leaving
 //! HOST_RSP ->   -48
-//!               -56  RAX RCX RDX R8 R9 R10 R11 RBX       all exits   (GuestRegisters,
-//!              -168  RBP RSI RDI R12 R13 R14 R15         slow exits   lowest first)
+//!               -56  RAX RCX RDX R8 R9 R10 R11 RBX     GuestRegisters,
+//!              -168  RBP RSI RDI R12 R13 R14 R15       lowest first
 //! ```
 //!
-//! **Two speeds.** The fast handler (`hvdetect_vmx_fast`) answers what is frequent
-//! and simple. It is compiled without touching XMM registers (a test
-//! disassembles it), so only eight general registers are saved for it. What it
-//! does not answer goes to the slow handler, for which the other registers,
-//! XMM0-5 and MXCSR are saved as well; XMM6-15 are preserved by the Microsoft x64
-//! calling convention.
+//! **Two speeds.** CPUID is the one exit that an idle machine makes, and it is
+//! answered here in some forty instructions with four registers saved. All else,
+//! and the leaves and moments at which CPUID is not simple, goes to the handler in
+//! Rust, for which all registers, XMM0-5 and MXCSR are saved; XMM6-15 are
+//! preserved by the Microsoft x64 calling convention.
 //!
 //! **The resume window.** Between the last look at `look_again` and VMRESUME an
 //! NMI could arrive that nobody would look at until the next exit. The NMI
@@ -46,21 +45,6 @@ pub struct GuestRegisters {
     pub rdi: u64,
     pub rsi: u64,
     pub rbp: u64,
-    pub rbx: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rax: u64,
-}
-
-/// The part that the stub has saved when it calls the fast handler.
-#[repr(C)]
-#[derive(Debug)]
-#[expect(missing_docs, reason = "the registers' names say it")]
-pub struct FastRegisters {
     pub rbx: u64,
     pub r11: u64,
     pub r10: u64,
@@ -137,21 +121,53 @@ global_asm!(
     "    push rcx",
     "    push rdx",
     "    push r8",
-    "    push r9",
-    "    push r10",
-    "    push r11",
-    "    push rbx",
-    "    mov rcx, rsp",
-    "    sub rsp, 0x20",
-    "    call hvdetect_vmx_fast",
-    "    add rsp, 0x20",
-    "    xor edx, edx", // 0: handle the exit
-    "    test al, al",
+    "    mov edx, 0x4402", // exit reason: CPUID?
+    "    vmread rdx, rdx",
+    "    cmp edx, 10",
+    "    jne 5f",
+    "    mov edx, 0x6820", // RFLAGS: neither TF nor RF
+    "    vmread rdx, rdx",
+    "    test edx, 0x10100",
+    "    jnz 5f",
+    "    mov edx, eax", // not the leaves that mirror the guest's CR4: 1 and 7
+    "    and edx, -7",  // (3 and 5 go the same way)
+    "    dec edx",
     "    jz 5f",
-    "3:  cmp dword ptr gs:[8], 0",
+    "    mov edx, 0x4824", // interruptibility: no blocking by STI or MOV SS
+    "    vmread rdx, rdx",
+    "    test edx, 3",
+    "    jnz 5f",
+    "    mov edx, 0x681E", // RIP and the instruction's length
+    "    vmread r8, rdx",
+    "    mov edx, 0x440C",
+    "    vmread rdx, rdx",
+    "    add rdx, r8",
+    "    xor r8, rdx", // 32-bit code wraps at 4 GB
+    "    shr r8, 32",
+    "    jnz 5f",
+    "    mov r8d, 0x681E",
+    "    vmwrite r8, rdx",
+    "    mov rdx, gs:[16]",
+    "    inc qword ptr [rdx + 80]", // exits[10]
+    "    cpuid",
+    "    mov r8, [rsp]",
+    "    add rsp, 32",
+    "    cmp dword ptr gs:[8], 0",
     ".globl hvdetect_resume_window",
     "hvdetect_resume_window:",
     "    jne 4f",
+    "    vmresume",
+    "2:  sub rsp, 0x28",
+    "    call hvdetect_vmx_resume_failed",
+    "3:  cmp dword ptr gs:[8], 0",
+    "    jne 6f",
+    "    pop r15",
+    "    pop r14",
+    "    pop r13",
+    "    pop r12",
+    "    pop rdi",
+    "    pop rsi",
+    "    pop rbp",
     "    pop rbx",
     "    pop r11",
     "    pop r10",
@@ -163,17 +179,28 @@ global_asm!(
     "    vmresume",
     ".globl hvdetect_resume_window_end",
     "hvdetect_resume_window_end:",
-    "    sub rsp, 0x28",
-    "    call hvdetect_vmx_resume_failed",
-    "4:  mov edx, 1", // 1: only look again
-    "5:  push rbp",
+    "    jmp 2b",
+    "4:  push rax", // look again with the guest's registers in place
+    "    push rcx",
+    "    push rdx",
+    "    push r8",
+    "    mov edx, 1",
+    "    jmp 8f",
+    "5:  xor edx, edx", // answer the exit
+    "8:  push r9",
+    "    push r10",
+    "    push r11",
+    "    push rbx",
+    "    push rbp",
     "    push rsi",
     "    push rdi",
     "    push r12",
     "    push r13",
     "    push r14",
     "    push r15",
-    "    mov rcx, rsp",
+    "    jmp 9f",
+    "6:  mov edx, 1", // look again with the registers on the stack
+    "9:  mov rcx, rsp",
     "    sub rsp, 0x98",
     "    movups [rsp + 0x20], xmm0",
     "    movups [rsp + 0x30], xmm1",
@@ -194,18 +221,10 @@ global_asm!(
     "    ldmxcsr [rsp + 0x80]",
     "    add rsp, 0x98",
     "    cmp eax, 1",
-    "    je 7f",
-    "    pop r15",
-    "    pop r14",
-    "    pop r13",
-    "    pop r12",
-    "    pop rdi",
-    "    pop rsi",
-    "    pop rbp",
-    "    jmp 3b",
+    "    jne 3b",
     // ---- leave: VMX is off, RSP = GuestRegisters, R8 = &LeaveFrame (a Rust call
     //      made it so, see hvdetect_leave_frame)
-    "7:  sub rsp, 0x28",
+    "    sub rsp, 0x28",
     "    call hvdetect_leave_frame",
     "    add rsp, 0x28",
     "    mov r8, rax",
@@ -275,13 +294,6 @@ global_asm!(
     ".balign 16",
     "hvdetect_vmx_enter_after_fault:",
     "    mov rsp, rcx",
-    "    pop r15",
-    "    pop r14",
-    "    pop r13",
-    "    pop r12",
-    "    pop rdi",
-    "    pop rsi",
-    "    pop rbp",
     "    jmp 3b",
     // ---- exceptions in root mode: 32 stubs of 16 bytes
     ".globl hvdetect_exception_stubs",

@@ -1,9 +1,8 @@
 //! The exit handlers: every basic exit reason has a bounded answer.
 //!
-//! The **fast** handler answers CPUID and nothing else; the stub in `entry` says
-//! what that saves. The **slow** handler decodes, lets neutral code decide, and
-//! ends every exit in `finish`, where interrupted events are delivered again
-//! and waiting NMIs are passed on.
+//! The stub in `entry` answers most CPUIDs itself. The handler here decodes, lets
+//! neutral code decide, and ends every exit in `finish`, where interrupted events
+//! are delivered again and waiting NMIs are passed on.
 //!
 //! Intel SDM vol. 3, appendix C, "VMX Basic Exit Reasons".
 
@@ -12,7 +11,7 @@ use core::sync::atomic::Ordering;
 use ept::addr::{Gpa, Gva};
 use x86::msr;
 
-use super::entry::{FastRegisters, GuestRegisters, Outcome};
+use super::entry::{GuestRegisters, Outcome};
 use super::fields::{control, guest, ro};
 use super::vcpu::{self, read, write};
 use super::{caps, leave};
@@ -66,7 +65,6 @@ pub mod reason {
 }
 
 const ENTRY_FAILED: u64 = 1 << 31;
-const RFLAGS_TF: u64 = 1 << 8;
 
 /// How an exit goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,42 +77,6 @@ enum Next {
     Raise(Event),
     /// VMX operation is to end on this core.
     Leave,
-}
-
-/// Answers CPUID; `false` leaves the exit to the slow handler.
-///
-/// Compiled without XMM registers; a test disassembles it.
-#[unsafe(no_mangle)]
-extern "win64" fn hvdetect_vmx_fast(registers: &mut FastRegisters) -> bool {
-    if read(ro::EXIT_REASON) != u64::from(reason::CPUID) || read(guest::RFLAGS) & RFLAGS_TF != 0 {
-        return false;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "32-bit operands")]
-    let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
-    let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
-    let mut ecx = answer.ecx;
-    if cpuid::is_adjusted(leaf) {
-        ecx = cpuid::guest_ecx(leaf, subleaf, ecx, guest_cr4());
-    }
-    registers.rax = answer.eax.into();
-    registers.rbx = answer.ebx.into();
-    registers.rcx = ecx.into();
-    registers.rdx = answer.edx.into();
-    // SAFETY: the stub runs with the core's GS base.
-    let counters = unsafe { instr::gs_counters() } as *const Counters;
-    // SAFETY: the core's counters live as long as it is in root mode.
-    Counters::bump(unsafe { &(*counters).exits[reason::CPUID as usize] });
-    let rip = read(guest::RIP);
-    let mut next = rip + read(ro::VMEXIT_INSTRUCTION_LEN);
-    if (rip ^ next) >> 32 != 0 && !vcpu::long_mode() {
-        next &= 0xFFFF_FFFF;
-    }
-    write(guest::RIP, next);
-    let blocking = read(guest::INTERRUPTIBILITY_STATE);
-    if blocking & 3 != 0 {
-        write(guest::INTERRUPTIBILITY_STATE, blocking & !3);
-    }
-    true
 }
 
 /// Answers an exit (`only_look` = 0), or looks once more for NMIs and requests
@@ -153,6 +115,7 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         // SAFETY: nothing can be saved.
         unsafe { instr::triple_fault() };
     }
+    forget_vector_state(registers);
     match dispatch(core, registers, basic) {
         Next::Resume => finish(core, None, false),
         Next::Advance => {
@@ -166,6 +129,20 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         }
     }
     Outcome::Resume
+}
+
+/// Spoils what the stub will restore, when a test asks for it.
+fn forget_vector_state(registers: &GuestRegisters) {
+    // The stub's frame lies below the registers: XMM0-5 from 20H on, MXCSR at 80H.
+    let frame = (&raw const *registers as u64).wrapping_sub(0x98);
+    if seeded::is(Planted::ForgetXmm3) {
+        // SAFETY: the stub's own frame on this core's stack.
+        unsafe { instr::store64(frame + 0x50, 0x0BAD_0BAD) };
+    }
+    if seeded::is(Planted::ForgetMxcsr) {
+        // SAFETY: as above.
+        unsafe { instr::store32(frame + 0x80, 0x1F80) };
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -194,7 +171,7 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             vcpu::close_nmi_window();
             Next::Resume
         }
-        reason::CPUID => cpuid_slow(registers),
+        reason::CPUID => identify(registers),
         reason::INVD => {
             // Never without writing back: our own data would be lost with it.
             // SAFETY: root mode; WBINVD loses nothing.
@@ -260,18 +237,27 @@ fn guest_cr4() -> u64 {
     read(guest::CR4) & !VMXE
 }
 
+const DEBUG_EXCEPTION: u64 = 3 << 8 | 1;
+const PAGE_FAULT: u64 = 3 << 8 | 0xE;
+
 fn guest_cr0() -> u64 {
     let mask = read(control::CR0_GUEST_HOST_MASK);
     read(guest::CR0) & !mask | read(control::CR0_READ_SHADOW) & mask
 }
 
-fn cpuid_slow(registers: &mut GuestRegisters) -> Next {
+fn identify(registers: &mut GuestRegisters) -> Next {
     #[expect(clippy::cast_possible_truncation, reason = "32-bit operands")]
     let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
     let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
     registers.rax = answer.eax.into();
     registers.rbx = answer.ebx.into();
-    registers.rcx = cpuid::guest_ecx(leaf, subleaf, answer.ecx, guest_cr4()).into();
+    let ecx = cpuid::guest_ecx(leaf, subleaf, answer.ecx, guest_cr4());
+    registers.rcx = match leaf {
+        1 if seeded::is(Planted::ShowVmx) => ecx | 1 << 5,
+        1 if seeded::is(Planted::FrozenOsxsave) => answer.ecx,
+        _ => ecx,
+    }
+    .into();
     registers.rdx = answer.edx.into();
     Next::Advance
 }
@@ -287,18 +273,77 @@ fn exception_or_nmi(core: &Core) -> Next {
         }
         return Next::Resume;
     }
-    if core.state.step.count.get() > 0 && info & 0xFF == 1 {
-        // The trap flag of a step without the monitor trap flag.
-        let guest_steps = core.state.step.flags.get() & RFLAGS_TF != 0;
-        violation::end_step(core);
-        if guest_steps {
-            return Next::Raise(Event::DEBUG);
-        }
+    if core.state.step.count.get() == 0 || core.hypervisor().controls.mtf {
+        // No exception is intercepted but in a step by the trap flag.
+        Counters::bump(&core.counters().unknown);
         return Next::Resume;
     }
-    // No other exception is intercepted.
-    Counters::bump(&core.counters().unknown);
-    Next::Resume
+    if info & 0x7FF == DEBUG_EXCEPTION {
+        return stepped_by_trap_flag(core);
+    }
+    // The instruction faulted: nothing has been stepped. The fault is the
+    // guest's, with its own flags.
+    let qualification = read(ro::EXIT_QUALIFICATION);
+    let error_code = read(ro::VMEXIT_INTERRUPTION_ERR_CODE);
+    violation::cancel_step(core);
+    if info & 0x7FF == PAGE_FAULT {
+        // SAFETY: the exit has kept the faulting address out of CR2; root mode has
+        // none of its own.
+        unsafe { instr::set_cr2(qualification) };
+    }
+    Next::Raise(Event::again(info, error_code))
+}
+
+/// A single step by the trap flag is over.
+fn stepped_by_trap_flag(core: &Core) -> Next {
+    const SINGLE_STEP: u64 = 1 << 14;
+    let step = &core.state.step;
+    let before = step.flags.get();
+    let mut pending = read(ro::EXIT_QUALIFICATION) & 0xE00F;
+    if before & vcpu::RFLAGS_TF == 0 {
+        pending &= !SINGLE_STEP;
+    }
+    if let Some(page) = step.pages.first().and_then(core::cell::Cell::get) {
+        mend_pushed_flags(core, &page.fault, before);
+    }
+    violation::end_step(core);
+    if pending == 0 {
+        return Next::Resume;
+    }
+    // The guest steps itself, or has a breakpoint here: what the processor does
+    // before it delivers a debug exception (Intel SDM vol. 3, "Debug Exceptions").
+    // SAFETY: the guest's own register, which root mode leaves alone otherwise.
+    let dr6 = unsafe { instr::dr6() };
+    // SAFETY: as above.
+    unsafe { instr::set_dr6(dr6 & !0xF | pending) };
+    Next::Raise(Event::DEBUG)
+}
+
+/// PUSHF under the trap flag has pushed the borrowed flags: puts the guest's own
+/// in their place.
+fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
+    const PUSHF: u8 = 0x9C;
+    let memory = GuestMemory::new(core, fault.paging, fault.cr3);
+    let mut bytes = [0; 15];
+    let Some(count) = memory.code(fault.rip, &mut bytes) else {
+        return;
+    };
+    let opcode = bytes
+        .get(..count)
+        .unwrap_or(&[])
+        .iter()
+        .find(|byte| **byte != 0x66 && **byte & 0xF0 != 0x40);
+    let Some(pushed) = memory.translate(Gva::new(read(guest::RSP))) else {
+        return;
+    };
+    if opcode != Some(&PUSHF) || pushed.gpa.page_offset() > 4094 {
+        return;
+    }
+    // TF and IF lie in the second byte.
+    let second = Gpa::new(pushed.gpa.as_u64() + 1);
+    let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
+    let flags = memory.value(second, 1) << 8 & !borrowed | before & borrowed;
+    let _ = memory.store(second, flags >> 8, 1);
 }
 
 fn triple_fault(core: &Core) -> Next {
@@ -467,7 +512,8 @@ fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
                 return Next::Raise(Event::GENERAL_PROTECTION);
             }
             write(guest::CR4, value | 1 << 13);
-            write(control::CR4_READ_SHADOW, value);
+            let vmxe = u64::from(seeded::is(Planted::ShowVmxe)) << 13;
+            write(control::CR4_READ_SHADOW, value | vmxe);
             return Next::Advance;
         }
         cr::Access::ClearTaskSwitched => cr::clear_task_switched(facts.cr0),
@@ -486,6 +532,15 @@ fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
     };
     write(guest::CR0, new.cr0 | core.hypervisor().cr0_fixed);
     write(control::CR0_READ_SHADOW, new.cr0);
+    if (new.cr0 ^ facts.cr0) & cr::CACHE_BITS != 0 {
+        // An entry does not load these: they are root mode's as well (Intel SDM
+        // vol. 3, "Loading Guest Control Registers, Debug Registers, and MSRs").
+        // SAFETY: reads a register at CPL 0.
+        let own = unsafe { instr::cr0() };
+        // SAFETY: the guest's cache control, which applies to the whole core; the
+        // combination is legal, having been judged.
+        unsafe { instr::set_cr0(own & !cr::CACHE_BITS | new.cr0 & cr::CACHE_BITS) };
+    }
     if new.efer != facts.efer {
         write(guest::IA32_EFER_FULL, new.efer);
         let ia32e = u64::from(caps::ENTRY_IA32E);
@@ -677,18 +732,24 @@ pub const fn decode_violation(qualification: u64, gpa: u64, gla: u64) -> Violati
         write: qualification & 1 << 1 != 0,
         fetch: qualification & 1 << 2 != 0,
         page_walk: !linear || qualification & 1 << 8 == 0,
+        delivering: false,
+        cpl: 0,
+        rip: Gva::new(0),
     }
 }
 
 fn ept_violation(core: &Core, registers: &GuestRegisters) {
-    let violation = decode_violation(
-        read(ro::EXIT_QUALIFICATION),
-        read(ro::GUEST_PHYSICAL_ADDR_FULL),
-        read(ro::GUEST_LINEAR_ADDR),
-    );
-    // The event that was being delivered is delivered by the step, if there is
-    // to be one: it is put back first.
-    violation::answer(core, &violation, fault(core, registers));
+    let violation = Violation {
+        delivering: vcpu::delivering(),
+        cpl: vcpu::cpl(),
+        rip: Gva::new(read(guest::RIP).wrapping_add(code_base())),
+        ..decode_violation(
+            read(ro::EXIT_QUALIFICATION),
+            read(ro::GUEST_PHYSICAL_ADDR_FULL),
+            read(ro::GUEST_LINEAR_ADDR),
+        )
+    };
+    violation::answer(core, &violation, || fault(core, registers));
 }
 
 fn misconfiguration(core: &Core) {
@@ -707,8 +768,11 @@ fn misconfiguration(core: &Core) {
 
 /// The end of every exit: requests that had to wait are answered, interrupted
 /// events are delivered again, the guest's NMIs are passed on.
-fn finish(core: &Core, raised: Option<Event>, only_look: bool) {
+fn finish(core: &Core, mut raised: Option<Event>, only_look: bool) {
     let state = &core.state;
+    if state.machine_check.swap(false, Ordering::AcqRel) && raised.is_none() {
+        raised = Some(Event::MACHINE_CHECK);
+    }
     if state.step.count.get() > 0 {
         let behind = state.acknowledged.load(Ordering::Relaxed)
             < core.hypervisor().generation.load(Ordering::Acquire);
@@ -754,6 +818,9 @@ fn finish(core: &Core, raised: Option<Event>, only_look: bool) {
     if let Some(event) = plan.inject
         && !(plan.repeated && seeded::is(Planted::DropReinjection))
     {
+        if raised == Some(event) && event.is_fault() && !seeded::is(Planted::ForgetResumeFlag) {
+            vcpu::set_resume_flag();
+        }
         inject(event);
         if plan.repeated && !plan.nmi_taken {
             Counters::bump(&core.counters().reinjected);

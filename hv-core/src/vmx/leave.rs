@@ -14,6 +14,7 @@ use super::fields::{control, guest};
 use super::vcpu::read;
 use crate::host::descriptors::tss_descriptor;
 use crate::percpu::Core;
+use crate::seeded::{self, Planted};
 use crate::{hypercall, instr};
 
 const CR4_VMXE: u64 = 1 << 13;
@@ -28,10 +29,20 @@ pub fn prepare(core: &Core, registers: &GuestRegisters) {
     let mask = read(control::CR0_GUEST_HOST_MASK);
     let cr0 = read(guest::CR0) & !mask | read(control::CR0_READ_SHADOW) & mask;
     frame.cr3.set(read(guest::CR3));
-    frame.cr4.set(read(guest::CR4) & !CR4_VMXE);
-    frame
-        .gdt
-        .set(pointer(read(guest::GDTR_BASE), read(guest::GDTR_LIMIT)));
+    let cr4 = read(guest::CR4);
+    frame.cr4.set(if seeded::is(Planted::KeepVmxe) {
+        cr4
+    } else {
+        cr4 & !CR4_VMXE
+    });
+    frame.gdt.set(pointer(
+        read(guest::GDTR_BASE),
+        if seeded::is(Planted::LimitFfff) {
+            0xFFFF
+        } else {
+            read(guest::GDTR_LIMIT)
+        },
+    ));
     frame
         .idt
         .set(pointer(read(guest::IDTR_BASE), read(guest::IDTR_LIMIT)));
@@ -42,7 +53,11 @@ pub fn prepare(core: &Core, registers: &GuestRegisters) {
     frame.fs.set(read(guest::FS_SELECTOR));
     frame.gs.set(read(guest::GS_SELECTOR));
     frame.fs_base.set(read(guest::FS_BASE));
-    frame.gs_base.set(read(guest::GS_BASE));
+    frame.gs_base.set(if seeded::is(Planted::ForgetGsBase) {
+        0
+    } else {
+        read(guest::GS_BASE)
+    });
     frame.rip.set(read(guest::RIP));
     frame.cs.set(read(guest::CS_SELECTOR));
     frame.rflags.set(read(guest::RFLAGS));
@@ -62,7 +77,11 @@ pub fn prepare(core: &Core, registers: &GuestRegisters) {
     let limit = size_of_val(table) as u64 - 1;
     frame.private_gdt.set(pointer(table.as_ptr() as u64, limit));
 
-    let dr7 = read(guest::DR7);
+    let dr7 = if seeded::is(Planted::ForgetDr7) {
+        0x400
+    } else {
+        read(guest::DR7)
+    };
     let (efer, pat, debugctl) = (
         read(guest::IA32_EFER_FULL),
         read(guest::IA32_PAT_FULL),

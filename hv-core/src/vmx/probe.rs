@@ -19,6 +19,8 @@ pub struct Probe {
     pub cr0_fixed: u64,
     /// Width of a physical address.
     pub phys_bits: u8,
+    /// A page whose size changes must be out of every translation cache first.
+    pub large_page_erratum: bool,
 }
 
 const PE_AND_PG: u64 = 1 << 31 | 1;
@@ -57,7 +59,8 @@ pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
     }
     // SAFETY: reads a register at CPL 0.
     let cr4 = unsafe { instr::cr4() };
-    if cr4 >> 13 & 1 != 0 {
+    // VMXE, or SMXE: a measured launch.
+    if cr4 >> 13 & 3 != 0 {
         return Err(StartError::VmxInUse);
     }
     if cr4 >> 32 & 1 != 0 {
@@ -79,6 +82,7 @@ pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
         feature_control,
         cr0_fixed: raw.cr0_fixed0 & !PE_AND_PG,
         phys_bits: phys_bits(),
+        large_page_erratum: large_page_erratum(),
     })
 }
 
@@ -144,6 +148,21 @@ fn guest_features() -> GuestFeatures {
         pconfig: seven.edx >> 18 & 1 != 0,
         enqcmd: seven.ecx >> 29 & 1 != 0,
     }
+}
+
+/// Whether a machine check is possible when the size of a page changes that is
+/// being fetched from: IA32_ARCH_CAPABILITIES.IF_PSCHANGE_MC_NO is clear (Intel,
+/// "Machine Check Error Avoidance on Page Size Change", CVE-2018-12207).
+fn large_page_erratum() -> bool {
+    const ARCH_CAPABILITIES: u32 = 0x10A;
+    if core::arch::x86_64::__cpuid(0).eax < 7
+        || core::arch::x86_64::__cpuid_count(7, 0).edx >> 29 & 1 == 0
+    {
+        return true;
+    }
+    // SAFETY: CPUID says that the MSR exists.
+    let capabilities = unsafe { instr::rdmsr(ARCH_CAPABILITIES) };
+    capabilities >> 6 & 1 == 0
 }
 
 fn phys_bits() -> u8 {

@@ -10,9 +10,12 @@ use x86::msr;
 use super::caps::{self, Controls};
 use super::entry::{self, GuestRegisters, RESERVED_BYTES};
 use super::fields::{self, control, guest, host, ro};
+use crate::emulate::cr;
 use crate::host::paging;
 use crate::hypervisor::Hypervisor;
 use crate::percpu::{Core, STACK_TOP};
+use crate::seeded::{self, Planted};
+use crate::step::StepState;
 use crate::{event, instr};
 
 /// Interruptibility: blocking by STI.
@@ -36,7 +39,12 @@ const CR4_VMXE: u64 = 1 << 13;
 const CR4_CET: u64 = 1 << 23;
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_LA57: u64 = 1 << 12;
-const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.TF.
+pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.IF.
+pub const RFLAGS_IF: u64 = 1 << 9;
+const RFLAGS_RF: u64 = 1 << 16;
+const DEBUGCTL_BTF: u64 = 1 << 1;
 
 /// Reads a field.
 #[inline]
@@ -199,11 +207,18 @@ unsafe fn guest_state(hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
     write(guest::CR3, cr3);
     write(guest::CR4, cr4 | CR4_VMXE);
     // Of CR0 only what VMX fixes is owned: NE. PE and PG are the guest's
-    // (unrestricted guest). Of CR4: VMXE.
+    // (unrestricted guest). Of CR4: VMXE and SMXE.
     write(control::CR0_GUEST_HOST_MASK, hypervisor.cr0_fixed);
     write(control::CR0_READ_SHADOW, cr0_before);
-    write(control::CR4_GUEST_HOST_MASK, CR4_VMXE);
-    write(control::CR4_READ_SHADOW, cr4 & !CR4_VMXE);
+    write(control::CR4_GUEST_HOST_MASK, cr::CR4_OWNED);
+    write(
+        control::CR4_READ_SHADOW,
+        if seeded::is(Planted::ShowVmxe) {
+            cr4 | CR4_VMXE
+        } else {
+            cr4 & !CR4_VMXE
+        },
+    );
     write(guest::DR7, dr7);
     write(guest::RFLAGS, rflags);
 
@@ -342,23 +357,40 @@ pub fn long_mode() -> bool {
 }
 
 /// Moves RIP past the instruction that exited, with what the processor does at
-/// an instruction's end: blocking by STI and MOV SS ends, a trap flag becomes a
-/// pending single step.
+/// an instruction's end.
 pub fn advance() {
-    let length = read(ro::VMEXIT_INSTRUCTION_LEN);
+    let length = if seeded::is(Planted::AdvanceByTwo) {
+        2
+    } else {
+        read(ro::VMEXIT_INSTRUCTION_LEN)
+    };
+    advance_by(length);
+}
+
+/// Moves RIP by `length` bytes: blocking by STI and MOV SS ends, RFLAGS.RF is
+/// cleared, a trap flag becomes a pending single step.
+pub fn advance_by(length: u64) {
     let mut rip = read(guest::RIP).wrapping_add(length);
     if !long_mode() {
         rip &= 0xFFFF_FFFF;
     }
     write(guest::RIP, rip);
     let blocking = read(guest::INTERRUPTIBILITY_STATE);
-    if blocking & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0 {
+    if blocking & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0 && !seeded::is(Planted::KeepStiBlocking)
+    {
         write(
             guest::INTERRUPTIBILITY_STATE,
             blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
         );
     }
-    if read(guest::RFLAGS) & RFLAGS_TF != 0 && read(guest::IA32_DEBUGCTL_FULL) & 2 == 0 {
+    let flags = read(guest::RFLAGS);
+    if flags & RFLAGS_RF != 0 {
+        write(guest::RFLAGS, flags & !RFLAGS_RF);
+    }
+    if flags & RFLAGS_TF != 0
+        && read(guest::IA32_DEBUGCTL_FULL) & DEBUGCTL_BTF == 0
+        && !seeded::is(Planted::ForgetSingleStep)
+    {
         // Pending debug exceptions: BS (Intel SDM vol. 3, "Checks on Guest
         // Non-Register State").
         change(guest::PENDING_DBG_EXCEPTIONS, 1 << 14, 0);
@@ -376,43 +408,77 @@ pub fn eptp(root: Hpa) -> u64 {
     ept::entry::eptp(root, false)
 }
 
-/// Arms an exit after the next instruction. With interrupts allowed, blocking by
-/// STI keeps them out of that one instruction: the step would otherwise end
-/// after an interrupt handler's first instruction on some processors.
-#[must_use]
-pub fn arm_step(mtf: bool) -> u64 {
+/// Arms an exit after the next instruction.
+///
+/// With the monitor trap flag and interrupts allowed, blocking by STI keeps them
+/// out of that one instruction: the step would otherwise end after an interrupt
+/// handler's first instruction on some processors.
+///
+/// With the trap flag instead, blocking by STI or MOV SS would make a debug
+/// exception pending before the instruction, so RFLAGS.IF is cleared for it, and
+/// branch stepping is off. Every exception exits, so that none is delivered with
+/// these flags on its stack.
+pub fn arm_step(mtf: bool, step: &StepState) {
     let flags = read(guest::RFLAGS);
     let blocking = read(guest::INTERRUPTIBILITY_STATE);
-    let injecting = read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & 1 << 31 != 0;
-    if flags & 1 << 9 != 0 && blocking & BLOCKED_BY_MOV_SS == 0 && !injecting {
-        write(guest::INTERRUPTIBILITY_STATE, blocking | BLOCKED_BY_STI);
-    }
+    step.flags.set(flags);
     if mtf {
+        if flags & RFLAGS_IF != 0 && blocking & BLOCKED_BY_MOV_SS == 0 && !delivering() {
+            write(guest::INTERRUPTIBILITY_STATE, blocking | BLOCKED_BY_STI);
+        }
         change(
             control::PRIMARY_PROCBASED_EXEC_CONTROLS,
             caps::PRIMARY_MTF.into(),
             0,
         );
-    } else {
-        write(guest::RFLAGS, flags | RFLAGS_TF);
-        change(control::EXCEPTION_BITMAP, 1 << 1, 0);
+        return;
     }
-    flags
+    let debugctl = read(guest::IA32_DEBUGCTL_FULL);
+    step.debugctl.set(debugctl);
+    write(guest::IA32_DEBUGCTL_FULL, debugctl & !DEBUGCTL_BTF);
+    write(guest::RFLAGS, flags & !RFLAGS_IF | RFLAGS_TF);
+    write(
+        guest::INTERRUPTIBILITY_STATE,
+        blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
+    );
+    write(control::EXCEPTION_BITMAP, 0xFFFF_FFFF);
 }
 
 /// Takes back what [`arm_step`] armed.
-pub fn disarm_step(mtf: bool, flags: u64) {
+pub fn disarm_step(mtf: bool, step: &StepState) {
+    if seeded::is(Planted::StepForEver) {
+        return;
+    }
     if mtf {
         change(
             control::PRIMARY_PROCBASED_EXEC_CONTROLS,
             0,
             caps::PRIMARY_MTF.into(),
         );
-    } else {
-        let now = read(guest::RFLAGS);
-        write(guest::RFLAGS, now & !RFLAGS_TF | flags & RFLAGS_TF);
-        change(control::EXCEPTION_BITMAP, 0, 1 << 1);
+        return;
     }
+    let borrowed = RFLAGS_TF | RFLAGS_IF;
+    let now = read(guest::RFLAGS);
+    write(guest::RFLAGS, now & !borrowed | step.flags.get() & borrowed);
+    write(guest::IA32_DEBUGCTL_FULL, step.debugctl.get());
+    write(control::EXCEPTION_BITMAP, 0);
+}
+
+/// A fault at this instruction: RFLAGS.RF is set in what is pushed.
+pub fn set_resume_flag() {
+    change(guest::RFLAGS, RFLAGS_RF, 0);
+}
+
+/// The exit interrupted the delivery of an event.
+#[must_use]
+pub fn delivering() -> bool {
+    read(ro::IDT_VECTORING_INFO) & 1 << 31 != 0
+}
+
+/// Whether any of the guest's breakpoints is on: DR7.L0 to G3.
+#[must_use]
+pub fn has_breakpoints() -> bool {
+    read(guest::DR7) & 0xFF != 0
 }
 
 /// The flags of a present, accessed page in the host's page tables, by rights.
