@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const TARGET: &str = "x86_64-pc-windows-msvc";
+/// The driver's, where there is no WDK.
+const DRIVER_FEATURES: &[&str] = &["--no-default-features", "--features", "standin"];
 
 /// How the images are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,7 +103,7 @@ pub(crate) fn build(toolchain: &Toolchain, profile: Profile, wanted: Wanted) -> 
                     "hvdetect-driver",
                     "FxDriverEntry",
                     "hvdetect_driver.sys",
-                    &["--no-default-features", "--features", "standin"],
+                    DRIVER_FEATURES,
                 )?);
                 for name in specimen_names()? {
                     specimens.push(image(&name, "DriverEntry", &specimen_file(&name), &[])?);
@@ -169,18 +171,11 @@ pub(crate) fn specimen_names() -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn cargo_build(
-    toolchain: &Toolchain,
-    profile: Profile,
-    target: &str,
-    package: &str,
-    features: &[&str],
-) -> Command {
-    let mut command = toolchain.cargo();
+/// Makes a command of cargo's one for bare metal, with the library built along.
+fn bare_metal(command: &mut Command, profile: Profile, package: &str) {
     command
-        .args(["rustc", "--lib", "--locked", "--quiet"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .args(["--target", target, "--package", package])
+        .args(["--locked", "--quiet"])
+        .args(["--target", TARGET, "--package", package])
         .arg("-Zbuild-std=core,alloc,compiler_builtins")
         .arg("-Zbuild-std-features=compiler-builtins-mem")
         .env("CARGO_TARGET_DIR", place::output().join("cargo"));
@@ -199,8 +194,41 @@ fn cargo_build(
         // compiler_builtins then wants a C mathematics library.
         command.args(["--config", "profile.dev.opt-level=2"]);
     }
-    command.args(features);
-    command
+}
+
+/// Runs clippy over everything that only bare metal compiles; a warning is an
+/// error.
+pub(crate) fn lint(toolchain: &Toolchain) -> Result<()> {
+    let mut crates: Vec<(String, Vec<&str>)> = vec![
+        ("minint".to_owned(), vec![]),
+        ("wdfldr".to_owned(), vec![]),
+        ("wdk-standin".to_owned(), vec!["--features", "kmdf"]),
+        ("hvdetect-driver".to_owned(), DRIVER_FEATURES.to_vec()),
+    ];
+    for name in specimen_names()? {
+        crates.push((name, vec![]));
+    }
+    progress::step("clippy over the bare-metal crates", || {
+        let mut failed = Vec::new();
+        for (package, features) in &crates {
+            let mut command = toolchain.clippy()?;
+            bare_metal(&mut command, Profile::Debug, package);
+            let status = command
+                .arg("--lib")
+                .args(features)
+                .args(["--", "-D", "warnings"])
+                .stdin(Stdio::null())
+                .status()
+                .context("start clippy")?;
+            if !status.success() {
+                failed.push(package.as_str());
+            }
+        }
+        if !failed.is_empty() {
+            bail!("clippy objects to {}", failed.join(", "));
+        }
+        Ok(())
+    })
 }
 
 fn cross_build(
@@ -209,8 +237,13 @@ fn cross_build(
     recipe: &Recipe<'_>,
     out: &Path,
 ) -> Result<PathBuf> {
-    let mut command = cargo_build(toolchain, profile, TARGET, recipe.package, recipe.features);
+    let mut command = toolchain.cargo();
     command
+        .args(["rustc", "--lib"])
+        .args(["--message-format", "json-render-diagnostics"]);
+    bare_metal(&mut command, profile, recipe.package);
+    command
+        .args(recipe.features)
         .env("CARGO_TARGET_X86_64_PC_WINDOWS_MSVC_LINKER", "lld-link-19")
         .env(
             "CARGO_TARGET_X86_64_PC_WINDOWS_MSVC_RUSTFLAGS",

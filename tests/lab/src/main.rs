@@ -12,9 +12,12 @@
 //! 0 as asked, 1 something failed, 2 usage.
 
 mod cases;
+mod code;
 mod finding;
 mod images;
 mod machine;
+#[cfg(test)]
+mod pages;
 mod place;
 mod progress;
 mod session;
@@ -46,6 +49,8 @@ enum Verb {
     Test(verbs::test::Arguments),
     /// Count what the hypervisor costs
     Bench(verbs::bench::Arguments),
+    /// Run clippy over the crates that compile for bare metal alone
+    Lint,
     /// List the test cases
     List,
 }
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Demo => verbs::demo::run(),
         Verb::Test(arguments) => verbs::test::run(&arguments),
         Verb::Bench(arguments) => verbs::bench::run(&arguments),
+        Verb::Lint => verbs::lint::run(),
         Verb::List => verbs::list::run(),
     };
     match result {

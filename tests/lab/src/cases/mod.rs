@@ -11,6 +11,7 @@ mod drivers;
 mod exerciser;
 mod image;
 mod refusals;
+mod root_code;
 mod specimens;
 mod stage;
 mod state;
@@ -55,6 +56,13 @@ const TABLE: &[Case] = &[
         on: On::Only("tigerlake", 1),
         long: false,
         run: image::driver_file,
+    },
+    Case {
+        name: "root-mode-code",
+        about: "root mode's machine code: no import, panic, allocator, vector register; its stack",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: root_code::keeps_its_rules,
     },
     Case {
         name: "boot",
@@ -148,14 +156,6 @@ const TABLE: &[Case] = &[
         run: state::nmis_are_neither_lost_nor_invented,
     },
     Case {
-        name: "interleavings",
-        about: "start, attack and stop with every second quantum from 1 to 31",
-        on: On::Only("tigerlake", 4),
-        long: true,
-        run: cycles::interleavings,
-    },
-    Case {
-    Case {
         name: "instructions",
         about: "single instructions do what they do on the bare processor",
         on: On::Models,
@@ -190,6 +190,14 @@ const TABLE: &[Case] = &[
         long: false,
         run: exerciser::triple_fault,
     },
+    Case {
+        name: "interleavings",
+        about: "start, attack and stop with every second quantum from 1 to 31",
+        on: On::Only("tigerlake", 4),
+        long: true,
+        run: cycles::interleavings,
+    },
+    Case {
         name: "hundred-cycles",
         about: "100 start/stop cycles under load",
         on: On::Models,

@@ -31,7 +31,27 @@ impl Toolchain {
     /// A cargo command of this toolchain, free of the variables that the cargo
     /// running us has set.
     pub(crate) fn cargo(&self) -> Command {
-        let mut command = Command::new(&self.cargo);
+        self.program(&self.cargo)
+    }
+
+    /// Clippy's cargo command of this toolchain, its first word included; put
+    /// there if it is missing.
+    pub(crate) fn clippy(&self) -> Result<Command> {
+        // By its path: cargo would look for the subcommand in other toolchains too.
+        let path = self.cargo.with_file_name("cargo-clippy");
+        if !path.is_file() {
+            if !self.cargo.starts_with("/usr/bin") {
+                bail!("{} is missing: rustup component add clippy", path.display());
+            }
+            apt::install(&["rust-web-clippy"])?;
+        }
+        let mut command = self.program(&path);
+        command.env("CARGO", &self.cargo).arg("clippy");
+        Ok(command)
+    }
+
+    fn program(&self, path: &Path) -> Command {
+        let mut command = Command::new(path);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if (text.starts_with("CARGO") && text != "CARGO_HOME")

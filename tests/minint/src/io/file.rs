@@ -50,7 +50,7 @@ pub(super) fn send(
     target: PDEVICE_OBJECT,
     file: PFILE_OBJECT,
     requestor: KPROCESSOR_MODE,
-    fill: impl FnOnce(&mut IO_STACK_LOCATION),
+    prepare: impl FnOnce(&mut IO_STACK_LOCATION),
 ) -> (NTSTATUS, u64) {
     struct Outcome {
         event: Box<Event>,
@@ -77,7 +77,7 @@ pub(super) fn send(
     stack::set_origin(irp, current_thread(), file);
     let location = own!(stack::next(irp));
     location.FileObject = file;
-    fill(location);
+    prepare(location);
     let _ = irp::call(target, irp);
     outcome.event.wait();
     (
