@@ -156,6 +156,11 @@ bitflags::bitflags! {
         const AT_START = 1 << 7;
         /// Belongs to a known benign class, which the finding names.
         const BENIGN_CLASS = 1 << 8;
+        /// The victim's module was mapped: `victim_va` led to this very frame
+        /// when the write was seen.
+        const IN_PLACE = 1 << 9;
+        /// `victim_va` holds something.
+        const VICTIM_VA = 1 << 10;
     }
 }
 
@@ -236,8 +241,11 @@ pub struct Event {
     pub old: [u8; WRITE_BYTES],
     /// Bytes after the write, if [`Flags::NEW`].
     pub new: [u8; WRITE_BYTES],
+    /// Where the victim's module has the bytes (linear), if
+    /// [`Flags::VICTIM_VA`]; the writer may have used another address.
+    pub victim_va: u64,
     /// Zero.
-    pub reserved_tail: [u8; 40],
+    pub reserved_tail: [u8; 32],
 }
 
 const _: () = assert!(size_of::<Event>() == EVENT_BYTES);

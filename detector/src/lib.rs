@@ -25,6 +25,7 @@ extern crate std;
 pub mod event;
 #[cfg(feature = "alloc")]
 pub mod finding;
+pub mod lifecycle;
 pub mod registry;
 pub mod verdict;
 pub mod wire;

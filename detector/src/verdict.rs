@@ -105,7 +105,11 @@ fn first_failure(
 ) -> Option<Kind> {
     let asked = |question| facts.questions.contains(question);
     let module = || not_in_module(at_rip).or(not_in_module(at_gla));
-    let section = || not_live_code(at_rip).or(not_live_code(at_gla));
+    let section = || {
+        not_live_code(at_rip)
+            .or(not_live_code(at_gla))
+            .or(discarded_frame(view, at_gla, facts.gpa))
+    };
     let frame = || wrong_frame(view, at_gla, facts.gpa);
     let content = || wrong_content(facts.content);
     asked(Questions::MODULE)
@@ -129,6 +133,16 @@ fn not_live_code(hit: Option<AddressHit>) -> Option<Kind> {
     } else {
         None
     }
+}
+
+/// The loader frees a discardable section when the entry point has returned, and
+/// the registry learns of that a little later. Meanwhile the section is live
+/// only in the frames that it was loaded into: another frame at its address was
+/// put there by somebody else.
+fn discarded_frame(view: &View<'_>, hit: Option<AddressHit>, gpa: u64) -> Option<Kind> {
+    let hit = hit.filter(|hit| hit.discardable)?;
+    let loaded = view.frame_of(hit.section?, hit.offset)?;
+    (loaded != gpa >> 12).then_some(Kind::DiscardedSectionExecution)
 }
 
 /// A page that the loader had not made resident when the snapshot was built has
@@ -193,6 +207,64 @@ pub fn write(view: &View<'_>, facts: &WriteFacts) -> WriteVerdict {
     }
 }
 
+/// Whether an event still means what root mode took it for, now that `view` is
+/// the fresh list of modules.
+///
+/// Unloads are noticed late. Until then root mode knows the frames of a module
+/// that has gone as that module's code, and the system, clearing them or handing
+/// them on, seems to write to it. Generations and the place tell:
+///
+/// * the frame is still that page of a module that the event's own snapshot
+///   knew: the write was one to its code;
+/// * it is not, and the module's address did not lead to it any more when the
+///   write was seen: the module had been unmapped, or the page had moved;
+/// * it is not, but the address did lead there: the module was written to and
+///   unloaded afterwards. Only if another module lies in that frame now, and the
+///   kernel itself wrote, was it that module's loading.
+#[must_use]
+pub fn still_holds(view: &View<'_>, event: &Event) -> bool {
+    if event.kind() != Some(Kind::ModuleCodeWrite) {
+        return true;
+    }
+    let known = |module| {
+        view.module(module)
+            .is_some_and(|m| m.since <= event.generation)
+    };
+    let owner = view.by_frame(event.gpa >> 12);
+    let same = |hit: &FrameHit| known(hit.module) && hit.rva == event.victim_rva & !0xfff;
+    if owner.as_ref().is_some_and(same) {
+        return true;
+    }
+    let replaced = owner.is_some_and(|hit| !known(hit.module));
+    event.flags().contains(Flags::IN_PLACE) && !(replaced && is_kernel(view, event.rip))
+}
+
+/// Whether an address lies in the kernel's own image: the first one loaded.
+fn is_kernel(view: &View<'_>, address: u64) -> bool {
+    let hit = view.by_address(address);
+    let module = hit.and_then(|hit| view.module(hit.module));
+    module.is_some_and(|module| module.load_order == 0)
+}
+
+/// Where the module that a frame belongs to has that frame (linear), with the
+/// offset of a physical address in it; what root mode looks up to see whether the
+/// module is mapped.
+#[must_use]
+pub fn home(view: &View<'_>, gpa: u64) -> Option<u64> {
+    let hit = view.by_frame(gpa >> 12)?;
+    let base = view.module(hit.module)?.base;
+    Some(base.wrapping_add(u64::from(hit.rva)) | gpa & 0xfff)
+}
+
+/// Whether a frame is of a section that its file marks writable and executable.
+#[must_use]
+pub fn is_writable_code(view: &View<'_>, gpa: u64) -> bool {
+    let section = view
+        .by_frame(gpa >> 12)
+        .and_then(|hit| view.section(hit.section));
+    section.is_some_and(|section| section.writable())
+}
+
 /// Puts the registry's hints about actor (by RIP) and victim (by frame for a
 /// write, by linear address otherwise) and the snapshot's generation into an
 /// event.
@@ -201,6 +273,10 @@ pub fn annotate(view: &View<'_>, event: &mut Event) {
     let actor = view.by_address(event.rip);
     event.actor_module = actor.map_or(NO_INDEX, |hit| hit.module);
     event.actor_section = actor.and_then(|hit| hit.section).unwrap_or(NO_INDEX);
+    if let Some(va) = home(view, event.gpa) {
+        event.victim_va = va;
+        event.mark(Flags::VICTIM_VA);
+    }
     let in_page = u32::try_from(event.gpa & 0xfff).unwrap_or(0);
     let by_frame = view.by_frame(event.gpa >> 12);
     let victim = by_frame

@@ -20,7 +20,7 @@ pub const DEVICE_PATH: &str = r"\\.\hvdetect";
 pub const MAGIC: u32 = 0x5444_5648;
 
 /// Version of this page's structures and codes.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 /// Our device type; Microsoft keeps those below 0x8000.
 pub const DEVICE_TYPE: u32 = 0x8D48;
@@ -271,6 +271,8 @@ messages! {
         generation: u32,
         /// 100 ns since 1601 (UTC) when monitoring began; 0 while stopped.
         started: u64,
+        /// Bits of [`Notes`]: what the start changed about the machine.
+        notes: u64,
         /// What became of all events and findings.
         accounts: Accounts,
     }
@@ -416,6 +418,17 @@ bitflags::bitflags! {
     }
 }
 
+bitflags::bitflags! {
+    /// What else is worth knowing.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Notes: u64 {
+        /// The firmware had left IA32_FEATURE_CONTROL unlocked. VMXON needs it
+        /// locked with VMX allowed, so the start did that; it stays so until the
+        /// machine restarts.
+        const FIRMWARE_LOCKED = 1 << 0;
+    }
+}
+
 /// Physical pages of 4 KiB by state.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable,
@@ -434,8 +447,9 @@ pub struct Pages {
     pub hidden: u64,
 }
 
-/// What became of everything that was seen. At any time
-/// `produced = delivered + queued + merged + ring_full + queue_full`.
+/// What became of everything that was seen. At any time `produced` is the sum of
+/// `delivered`, `queued`, `merged` and the causes of a drop: `ring_full`,
+/// `queue_full`, `rate_limited`, `stale`.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable,
 )]
@@ -455,6 +469,11 @@ pub struct Accounts {
     pub ring_full: u64,
     /// Events lost because too many findings waited for a reader.
     pub queue_full: u64,
+    /// Events lost because too many new findings came at once.
+    pub rate_limited: u64,
+    /// Writes to the code of a module that had been unloaded, or whose page had
+    /// moved, by then: the system at work on memory that it had freed.
+    pub stale: u64,
     /// Findings whose page was not kept. Not a loss of the finding.
     pub no_evidence: u64,
 }
@@ -462,20 +481,28 @@ pub struct Accounts {
 impl Accounts {
     /// Whether nothing is missing.
     #[must_use]
-    pub const fn balance(&self) -> bool {
-        let Some(sum) = self.delivered.checked_add(self.queued) else {
-            return false;
-        };
-        let Some(sum) = sum.checked_add(self.merged) else {
-            return false;
-        };
-        let Some(sum) = sum.checked_add(self.ring_full) else {
-            return false;
-        };
-        let Some(sum) = sum.checked_add(self.queue_full) else {
-            return false;
-        };
-        sum == self.produced
+    pub fn balance(&self) -> bool {
+        let parts = [
+            self.queued,
+            self.merged,
+            self.ring_full,
+            self.queue_full,
+            self.rate_limited,
+            self.stale,
+        ];
+        let sum = parts
+            .iter()
+            .try_fold(self.delivered, |sum, part| sum.checked_add(*part));
+        sum == Some(self.produced)
+    }
+
+    /// Events dropped, for whatever cause but [`Accounts::stale`], which loses
+    /// nothing.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.ring_full
+            .saturating_add(self.queue_full)
+            .saturating_add(self.rate_limited)
     }
 }
 
@@ -566,6 +593,26 @@ numbers! {
         LeaveFailed = 19,
         /// This path is not made for this vendor yet.
         VendorUnsupported = 20,
+        /// IA32_FEATURE_CONTROL differs between cores.
+        UnequalFirmware = 21,
+        /// No four-level walk of nested page tables.
+        NoFourLevelWalk = 22,
+        /// Nested page tables cannot be write-back.
+        NoWriteBackTables = 23,
+        /// No INVEPT of a single context.
+        NoInvept = 24,
+        /// Kernel shadow stacks are active.
+        ShadowStacks = 25,
+        /// Memory is encrypted for a guest (SEV).
+        EncryptedMemory = 26,
+        /// The memory map asks for more nested tables than were reserved.
+        NoTables = 27,
+        /// The driver's image could not be copied for root mode.
+        ImageUnreadable = 28,
+        /// A core could not be reached.
+        CoreUnreachable = 29,
+        /// The list of physical memory could not be read.
+        MemoryMap = 30,
     }
 }
 
@@ -774,6 +821,9 @@ pub struct Finding {
     pub sha256: [u8; 32],
     /// Images loaded and unloaded shortly before, newest first.
     pub timeline: [ImageChange; TIMELINE_ROOM],
+    /// The module that lay at the actor's or victim's address and was unloaded
+    /// before, if the address is in none now; no change if there was none.
+    pub earlier: ImageChange,
 }
 
 impl Finding {
@@ -823,6 +873,12 @@ impl Finding {
     /// Image loads and unloads, newest first.
     pub fn timeline(&self) -> impl Iterator<Item = &ImageChange> {
         self.timeline.iter().filter(|c| c.change != 0)
+    }
+
+    /// The unloaded module that once lay at the address.
+    #[must_use]
+    pub fn earlier(&self) -> Option<&ImageChange> {
+        Some(&self.earlier).filter(|c| c.change == ImageChange::UNLOADED)
     }
 }
 

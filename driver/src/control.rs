@@ -1,25 +1,28 @@
 //! Starting and stopping: the driver as a whole.
 //!
 //! One [`Driver`] exists from DriverEntry to unload, in nonpaged pool, found
-//! through [`Driver::get`]. Its state machine (stopped, starting, monitoring,
-//! stopping, failed) changes only under the `control` lock, so that callers who
-//! start or stop at the same moment come one after the other, and each learns
-//! what it found: a start while monitoring and a stop while stopped are errors
-//! of their own and change nothing. Reading the state takes no lock.
+//! through [`Driver::get`]. What each call does in each state is
+//! [`detector::lifecycle`]'s table. The state changes only under the `control`
+//! lock, which whoever starts or stops holds until the end: a second caller does
+//! not wait for it but is told at once that the driver is busy. Only the end of
+//! the system and of the driver wait. Reading the state takes no lock.
 //!
 //! Loading changes nothing about the machine; [`Driver::start`] does. Unloading
-//! while monitoring gives the machine back first. All of this at PASSIVE_LEVEL.
+//! while monitoring gives the machine back first. If a core cannot be given back,
+//! nothing is freed, and the driver cannot be unloaded any more: its code and
+//! data are what that core runs in. All of this at PASSIVE_LEVEL.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use detector::lifecycle::{self, Action, Call};
 use detector::wire::{Gaps, Message, StartError, StartFlags, State, StatusReply};
 
 use crate::clock;
-use crate::drain::{Drain, still_holds};
+use crate::drain::Drain;
 use crate::images::Images;
-use crate::lock::WaitLock;
+use crate::lock::{Guard, WaitLock};
 use crate::machine::Machine;
 use crate::platform::{self, NtPlatform};
 use crate::processor;
@@ -88,16 +91,13 @@ impl Driver {
         let Some(driver) = Self::get() else {
             return true;
         };
-        let stopped = match driver.stop() {
-            Ok(()) => true,
-            Err(failure) => failure.error == StartError::NotStarted,
-        };
-        if stopped {
+        let free = driver.end(Call::Unload);
+        if free {
             let driver = DRIVER.swap(core::ptr::null_mut(), Ordering::AcqRel);
             // SAFETY: made by `install` from a box, and nobody uses it any more.
             drop(unsafe { Box::from_raw(driver) });
         }
-        stopped
+        free
     }
 
     /// The state as it is at this moment.
@@ -109,29 +109,39 @@ impl Driver {
         self.state.store(state as u32, Ordering::Release);
     }
 
+    /// The right to carry out a START or STOP, in its transitional state; or the
+    /// reason why not.
+    fn begin(&self, call: Call) -> Result<Transition<'_>, Failure> {
+        let control = self.control.try_lock();
+        match (lifecycle::decide(self.state(), call), control) {
+            (Action::Begin(state), Some(control)) => {
+                self.enter(state);
+                Ok(Transition {
+                    driver: self,
+                    _control: control,
+                })
+            }
+            (Action::Refuse(error), _) => Err(Failure::new(error)),
+            // The state that was seen is that of a caller who has just begun or is
+            // about to end.
+            (_, _) => Err(Failure::new(StartError::Busy)),
+        }
+    }
+
     /// Begins to monitor: the list of modules, the hypervisor on all cores, the
     /// drain. Any failure undoes what was done before it.
     pub(crate) fn start(&'static self, flags: StartFlags) -> Result<(), Failure> {
-        let _control = self.control.lock();
-        match self.state() {
-            State::Stopped => {}
-            State::Failed => return Err(Failure::new(StartError::LeaveFailed)),
-            State::Starting | State::Monitoring | State::Stopping => {
-                return Err(Failure::new(StartError::AlreadyStarted));
-            }
-        }
-        self.enter(State::Starting);
+        let transition = self.begin(Call::Start)?;
         let result = self.start_all(flags);
         if result.is_ok() {
             self.started.store(clock::now(), Ordering::Release);
-            self.enter(State::Monitoring);
-        } else {
-            self.enter(State::Stopped);
         }
+        transition.finish(result.is_ok());
         result
     }
 
     fn start_all(&'static self, flags: StartFlags) -> Result<(), Failure> {
+        self.findings.begin();
         self.images.begin()?;
         let started = self.start_machine(flags);
         if started.is_err() {
@@ -159,25 +169,41 @@ impl Driver {
     /// Ends monitoring and gives the machine back as it was. If a core cannot be
     /// given back, everything stays as it is and only a restart helps.
     pub(crate) fn stop(&self) -> Result<(), Failure> {
-        let _control = self.control.lock();
-        match self.state() {
-            State::Monitoring => {}
-            State::Failed => return Err(Failure::new(StartError::LeaveFailed)),
-            State::Stopped | State::Starting | State::Stopping => {
-                return Err(Failure::new(StartError::NotStarted));
-            }
-        }
-        self.enter(State::Stopping);
+        let transition = self.begin(Call::Stop)?;
+        let result = self.stop_all();
+        transition.finish(result.is_ok());
+        result
+    }
+
+    fn stop_all(&self) -> Result<(), Failure> {
         self.images.end();
         self.drain.stop();
         let result = self.stop_machine();
-        self.enter(match result {
-            Ok(()) => State::Stopped,
-            Err(_) => State::Failed,
-        });
+        if result.is_err() {
+            self.platform.forbid_unload();
+        }
         self.started.store(0, Ordering::Release);
-        self.findings.release(self.state());
         result
+    }
+
+    /// The system or the driver ends ([`Call::Shutdown`], [`Call::Unload`]):
+    /// waits for a start or stop under way and gives the machine back. Returns
+    /// whether everything may be freed.
+    pub(crate) fn end(&self, call: Call) -> bool {
+        let control = self.control.lock();
+        match lifecycle::decide(self.state(), call) {
+            Action::Begin(state) => {
+                self.enter(state);
+                let transition = Transition {
+                    driver: self,
+                    _control: control,
+                };
+                let result = self.stop_all();
+                transition.finish(result.is_ok());
+                result.is_ok()
+            }
+            action => action == Action::Free,
+        }
     }
 
     fn stop_machine(&self) -> Result<(), Failure> {
@@ -190,9 +216,7 @@ impl Driver {
         let view = images.view();
         let mut export = |base, offset| images.export(base, offset);
         let stopped = machine.stop(&mut |event, page| {
-            if still_holds(event, &view) {
-                round.push(event, page, &view, &mut export);
-            }
+            round.push(event, page, &view, &mut export);
         });
         match stopped {
             Ok(lost) => {
@@ -227,8 +251,28 @@ impl Driver {
         if let Some(machine) = &*self.machine.lock() {
             machine.describe(&mut reply);
         }
+        if self.state() == State::Failed {
+            reply.gaps |= Gaps::CORE_MISSING.bits();
+        }
         reply.accounts = self.findings.accounts();
         reply
+    }
+}
+
+/// A start or stop under way: its transitional state, and the lock.
+struct Transition<'a> {
+    driver: &'a Driver,
+    _control: Guard<'a, ()>,
+}
+
+impl Transition<'_> {
+    /// Enters the state that follows and answers all who wait for findings.
+    fn finish(self, well: bool) {
+        let state = lifecycle::finished(self.driver.state(), well);
+        self.driver.enter(state);
+        if state != State::Monitoring {
+            self.driver.findings.release(state);
+        }
     }
 }
 

@@ -9,6 +9,8 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use detector::lifecycle::Call;
+
 use crate::control::Driver;
 use crate::queue;
 use crate::status::Status;
@@ -213,8 +215,7 @@ unsafe extern "C" fn on_close(_file: WDFFILEOBJECT) {
 /// The system goes down: the machine is given back before it does.
 unsafe extern "C" fn on_shutdown(_device: WDFDEVICE) {
     if let Some(driver) = Driver::get() {
-        // Not started is as good as stopped; a core that cannot leave changes
-        // nothing about the shutdown.
-        let _ = driver.stop();
+        // A core that cannot leave changes nothing about the shutdown.
+        let _ = driver.end(Call::Shutdown);
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! One system thread at PASSIVE_LEVEL while monitoring runs. Every 20 ms it takes
 //! the cores' events, lets the assembler make findings of them and wakes those
-//! who wait; every two seconds, and after each round that found something, it
-//! looks whether the system's list of drivers has changed. [`Drain::start`] and
+//! who wait; every second, and before each round that has something to judge, it
+//! looks whether the system's list of drivers has changed. (A thread, not a timer
+//! with its DPC and work item: the look asks the system for a list, which needs
+//! PASSIVE_LEVEL and may wait.) While monitoring is off there is no thread. [`Drain::start`] and
 //! [`Drain::stop`] are called under the `control` lock; the thread takes the
 //! other locks in their order and never that one, so a stop can wait for it.
 
 use core::cell::UnsafeCell;
 
-use detector::event::{Event, Kind};
-use detector::registry::View;
 use detector::wire::StartError;
 
 use crate::clock;
 use crate::control::Driver;
 use crate::device::size_u32;
+use crate::images::Look;
 use crate::machine::Machine;
 use crate::status::Failure;
 use crate::wdk_crates::wdk_sys::{
@@ -29,8 +30,8 @@ use crate::wdk_crates::wdk_sys::{
 
 /// 20 ms, relative, in units of 100 ns.
 const PERIOD: i64 = -20 * 10_000;
-/// Rounds from one look at the list of drivers to the next: two seconds.
-const ROUNDS_PER_REFRESH: u32 = 100;
+/// Rounds from one look at the list of drivers to the next: one second.
+const ROUNDS_PER_REFRESH: u32 = 50;
 
 /// The thread and what ends it.
 pub(crate) struct Drain(UnsafeCell<Running>);
@@ -152,7 +153,7 @@ unsafe extern "C" fn run(context: PVOID) {
         rounds += 1;
         if rounds >= ROUNDS_PER_REFRESH {
             rounds = 0;
-            driver.refresh_images();
+            driver.refresh_images(Look::Whole);
         }
         now(driver);
     }
@@ -164,7 +165,7 @@ unsafe extern "C" fn run(context: PVOID) {
 pub(crate) fn now(driver: &Driver) {
     if waiting(driver) {
         // Before the events are judged: a module may have been unloaded since.
-        driver.refresh_images();
+        driver.refresh_images(Look::List);
     }
     round(driver);
 }
@@ -184,19 +185,10 @@ fn round(driver: &Driver) {
     let view = images.view();
     let mut export = |base, offset| images.export(base, offset);
     let lost = machine.drain(&mut |event, page| {
-        if still_holds(event, &view) {
-            round.push(event, page, &view, &mut export);
-        }
+        round.push(event, page, &view, &mut export);
     });
     round.lost(lost);
     let _ = round.finish(driver.state());
-}
-
-/// Whether an event means what root mode took it for, now that the list of
-/// modules is fresh: a write to a frame that no module has any more was the
-/// system clearing the memory of a module that it had unloaded.
-pub(crate) fn still_holds(event: &Event, view: &View<'_>) -> bool {
-    event.kind() != Some(Kind::ModuleCodeWrite) || view.by_frame(event.gpa >> 12).is_some()
 }
 
 impl Drain {

@@ -2,7 +2,9 @@
 //!
 //! It begins with the system's list and follows image-load callbacks, which come
 //! before a driver's entry point runs. Nothing tells of unloads, so the list is
-//! asked for again from time to time and what is missing from it has gone. From
+//! asked for again every second and whenever there is something to judge, and
+//! what is missing from it has gone: root mode takes its frames' right to be
+//! executed, and its address range is remembered for findings to come. From
 //! its modules a flat snapshot is built for root mode; frames are those that the
 //! pages have at that moment, because pageable code moves.
 //!
@@ -33,9 +35,14 @@ use crate::wdk_crates::wdk_sys::{
 const HEADER_BYTES: usize = 4096;
 /// Most bytes of an export directory that are read.
 const EXPORT_BYTES: usize = 1024 * 1024;
-/// Looks at the system's list from one rebuilding of an unchanged list to the
-/// next, for pages that have moved.
-const LOOKS_PER_REBUILD: u32 = 8;
+/// How closely the system's list is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// Which modules there are.
+    List,
+    /// Also at pages that have moved.
+    Whole,
+}
 
 /// The registry.
 pub(crate) struct Images(WaitLock<Modules>);
@@ -50,7 +57,6 @@ pub(crate) struct Modules {
     watching: bool,
     /// Nothing is missing for want of memory or of an answer.
     complete: bool,
-    looks: u32,
 }
 
 struct Known {
@@ -60,6 +66,10 @@ struct Known {
     load_order: u32,
     /// 0 for what was there at the start.
     load_time: u64,
+    /// Generation of the first snapshot with it.
+    since: u32,
+    /// Once set, it stays: who maps something at the address of a section that
+    /// was discarded does not bring it back to life.
     initialized: bool,
     sections: Vec<Section>,
 }
@@ -74,7 +84,6 @@ impl Images {
             next_order: 0,
             watching: false,
             complete: true,
-            looks: 0,
         })?))
     }
 
@@ -120,7 +129,7 @@ impl Images {
 
 impl Driver {
     /// Looks for modules that have gone, and at pages that have moved.
-    pub(crate) fn refresh_images(&self) {
+    pub(crate) fn refresh_images(&self, look: Look) {
         let asked = clock::now();
         let list = SystemList::query();
         let mut modules = self.images.lock();
@@ -133,9 +142,7 @@ impl Driver {
         };
         let mut told = |change, module: &Known| self.tell(change, module);
         let changed = modules.merge(&list, asked, &mut told);
-        modules.looks += 1;
-        if changed || modules.looks >= LOOKS_PER_REBUILD {
-            modules.looks = 0;
+        if changed || look == Look::Whole {
             self.rebuild(&mut modules);
         }
     }
@@ -152,6 +159,7 @@ impl Driver {
             size,
             load_order: modules.next_order,
             load_time: clock::now(),
+            since: 0,
             initialized: false,
             sections: Vec::new(),
         };
@@ -232,8 +240,13 @@ impl Modules {
     fn fill(&mut self, list: &SystemList) -> bool {
         // No module of the list is new in the sense of the timeline.
         self.merge(list, 0, &mut |_, _| {});
+        let newest = self.known.iter().map(|module| module.load_order).max();
         for module in &mut self.known {
             module.load_time = 0;
+            // Their entry points have returned long ago, whatever lies at the
+            // address of their discarded sections now. Only the newest driver's
+            // may be running at this moment.
+            module.initialized |= Some(module.load_order) != newest;
         }
         self.rebuild();
         !self.snapshot.is_empty() && !self.known.is_empty()
@@ -272,7 +285,8 @@ impl Modules {
                 size: entry.size,
                 load_order: entry.load_order.into(),
                 load_time: asked,
-                initialized: true,
+                since: 0,
+                initialized: false,
                 sections: Vec::new(),
             };
             module.read_sections();
@@ -282,14 +296,16 @@ impl Modules {
             changed = true;
         }
         for module in &mut self.known {
-            let now = module.looks_initialized();
-            changed = changed || now != module.initialized;
+            let now = module.initialized || module.looks_initialized();
+            changed |= now != module.initialized;
             module.initialized = now;
         }
         changed
     }
 
-    fn add(&mut self, module: Known) {
+    fn add(&mut self, mut module: Known) {
+        // The list is rebuilt with the next number.
+        module.since = self.generation.wrapping_add(1);
         if self.known.try_reserve(1).is_ok() {
             self.known.push(module);
         } else {
@@ -326,6 +342,7 @@ impl Modules {
                 size: module.size,
                 load_order: module.load_order,
                 load_time: module.load_time,
+                since: module.since,
                 initialized: module.initialized,
             };
             let sections = module.sections.iter().copied();

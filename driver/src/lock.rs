@@ -3,7 +3,8 @@
 //! PASSIVE_LEVEL only; a holder may wait and may call any NT routine of that
 //! level. Not recursive. The framework frees the lock object with the driver.
 //!
-//! Order, outermost first: `control` (start and stop), `images` (the module
+//! Order, outermost first: `control` (held through a whole start or stop; only
+//! tried by callers of START and STOP), `images` (the module
 //! list), `machine` (the hypervisor), `findings` (assembler and parked waits).
 //! A thread that holds one takes only later ones.
 
@@ -12,7 +13,8 @@ use core::ops::{Deref, DerefMut};
 
 use crate::status::Status;
 use crate::wdk_crates::wdk_sys::{
-    NT_SUCCESS, WDF_NO_OBJECT_ATTRIBUTES, WDFWAITLOCK, call_unsafe_wdf_function_binding,
+    NT_SUCCESS, STATUS_SUCCESS, WDF_NO_OBJECT_ATTRIBUTES, WDFWAITLOCK,
+    call_unsafe_wdf_function_binding,
 };
 
 /// Data that one thread at a time may touch.
@@ -61,6 +63,17 @@ impl<T> WaitLock<T> {
             )
         };
         Guard { lock: self }
+    }
+
+    /// Takes the lock if it is free.
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+        let mut at_once = 0;
+        // SAFETY: the handle is a live wait lock; the time is ours.
+        let status = unsafe {
+            call_unsafe_wdf_function_binding!(WdfWaitLockAcquire, self.handle, &raw mut at_once)
+        };
+        // STATUS_TIMEOUT is a success code too.
+        (status == STATUS_SUCCESS).then_some(Guard { lock: self })
     }
 }
 

@@ -29,6 +29,9 @@ const SNAPSHOT_ROOM: usize = 256 << 10;
 pub(crate) struct Machine {
     hypervisor: launch::Machine<NtPlatform>,
     rings: RefCell<Rings>,
+    /// A stop has failed: some cores have left, so that nobody may call root mode
+    /// without knowing where he runs.
+    broken: bool,
 }
 
 impl Machine {
@@ -66,6 +69,7 @@ impl Machine {
             (Ok(hypervisor), Some(rings)) => Ok(Self {
                 hypervisor,
                 rings: RefCell::new(rings),
+                broken: false,
             }),
             (Err((error, _)), _) => Err(error.into()),
             // Cannot be: without a monitor there is no start.
@@ -76,21 +80,31 @@ impl Machine {
     /// Gives all cores back, hands the last events to `sink` and frees all
     /// memory. Returns how many events were lost to full rings since the last
     /// [`Machine::drain`].
+    #[expect(
+        clippy::result_large_err,
+        reason = "the machine goes back as it came, and a stop must not allocate"
+    )]
     pub(crate) fn stop(self, sink: &mut Sink<'_>) -> Result<u64, (Failure, Self)> {
-        let Self { hypervisor, rings } = self;
+        let Self {
+            hypervisor, rings, ..
+        } = self;
         let mut lost = 0;
         match hypervisor.stop(|| lost = drain(&rings, sink)) {
             Ok(_) => Ok(lost),
             Err((_, hypervisor)) => Err((
                 Failure::new(StartError::LeaveFailed),
-                Self { hypervisor, rings },
+                Self {
+                    hypervisor,
+                    rings,
+                    broken: true,
+                },
             )),
         }
     }
 
     /// Makes a new list of modules current. `false` when it was refused.
     pub(crate) fn publish(&self, snapshot: &[u8]) -> bool {
-        self.hypervisor.publish(snapshot)
+        !self.broken && self.hypervisor.publish(snapshot)
     }
 
     /// Whether an event waits to be drained.
@@ -107,6 +121,9 @@ impl Machine {
     /// Fills in what the hypervisor knows: cores, features, gaps, exits, pages,
     /// tables, bytes, counters.
     pub(crate) fn describe(&self, reply: &mut StatusReply) {
+        if self.broken {
+            return;
+        }
         let status = self.hypervisor.status();
         let controls = status.controls;
         reply.cores = status.cores;

@@ -4,23 +4,24 @@
 //! [`RootMonitor`] runs in root mode: no NT call, no allocation, no panic. It
 //! owns two private buffers for module snapshots, of which one is current, and
 //! writes events and evidence pages into [`SharedRings`], memory that the guest
-//! sees too. Root mode trusts nothing it reads there: a ring position is reduced
-//! to the ring's size, a sequence number is kept in private memory.
+//! sees too. Root mode trusts nothing it reads there; see [`crate::ring`].
 //!
-//! [`Rings`] is the driver's end, used at PASSIVE_LEVEL by the one drain thread.
+//! [`Rings`] is the driver's end, used at PASSIVE_LEVEL by one thread at a time.
 //!
 //! Locking: the hypervisor calls the monitor under its transition lock, so there
 //! is one writer at a time; each ring has one reader.
 
-use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use detector::event::{Event, Flags, NO_EVIDENCE};
+use detector::event::{Event, Flags, Kind, NO_EVIDENCE};
 use detector::registry::View;
 use detector::verdict::{self, Content, FetchFacts, FetchVerdict, Questions, WriteFacts};
 use ept::addr::{Gpa, Gva};
 use hv_core::launch::Memory;
 use hv_core::monitor::{Difference, Fault, Guest, Monitor, PageRole};
+
+use crate::evidence::{EvidencePage, States};
+use crate::ring::{self, Key, Ledger};
 
 /// Events that fit a core's ring.
 const RING_EVENTS: usize = 32;
@@ -29,35 +30,16 @@ const EVIDENCE_PAGES: usize = 64;
 /// Addresses from here up are the kernel's.
 const KERNEL_HALF: u64 = 0xFFFF_8000_0000_0000;
 
-/// One core's ring.
-#[repr(C, align(4096))]
-struct Ring {
-    head: AtomicU64,
-    tail: AtomicU64,
-    lost: AtomicU64,
-    /// What the reader has been told of `lost`.
-    told: AtomicU64,
-    slots: [UnsafeCell<Event>; RING_EVENTS],
-}
-
-/// An evidence page and whether it holds one (1) or is free (0).
-#[repr(C, align(4096))]
-struct EvidencePage(UnsafeCell<[u8; 4096]>);
-
-/// State of the evidence pages, and events that went without one.
-#[repr(C, align(4096))]
-struct EvidenceStates {
-    used: [AtomicU32; EVIDENCE_PAGES],
-    missed: AtomicU64,
-}
+type Ring = ring::Ring<Event, RING_EVENTS>;
+type Page = EvidencePage<[u8; 4096]>;
 
 /// The shared memory, as both sides know it.
 #[derive(Clone, Copy)]
 struct SharedRings {
     rings: *const Ring,
     cores: usize,
-    states: *const EvidenceStates,
-    pages: *const EvidencePage,
+    states: *const States<EVIDENCE_PAGES>,
+    pages: *const Page,
 }
 
 impl SharedRings {
@@ -65,10 +47,9 @@ impl SharedRings {
         Some(Self {
             rings: memory.shared(cores * size_of::<Ring>())?.va as *const Ring,
             cores,
-            states: memory.shared(size_of::<EvidenceStates>())?.va as *const EvidenceStates,
-            pages: memory
-                .shared(EVIDENCE_PAGES * size_of::<EvidencePage>())?
-                .va as *const EvidencePage,
+            states: memory.shared(size_of::<States<EVIDENCE_PAGES>>())?.va
+                as *const States<EVIDENCE_PAGES>,
+            pages: memory.shared(EVIDENCE_PAGES * size_of::<Page>())?.va as *const Page,
         })
     }
 
@@ -83,20 +64,57 @@ impl SharedRings {
         Some(unsafe { &*ring })
     }
 
-    fn states(&self) -> &EvidenceStates {
+    fn states(&self) -> &States<EVIDENCE_PAGES> {
         // SAFETY: the block lives as long as the machine; atomics only.
         unsafe { &*self.states }
     }
 
-    fn page(&self, index: usize) -> Option<*mut [u8; 4096]> {
+    fn page(&self, index: usize) -> Option<*const Page> {
         if index >= EVIDENCE_PAGES {
             return None;
         }
         // SAFETY: there are so many pages.
-        let page = unsafe { self.pages.add(index) };
-        // SAFETY: as above.
-        Some(unsafe { (*page).0.get() })
+        Some(unsafe { self.pages.add(index) })
     }
+}
+
+/// A set of frames that forgets: an insertion may push another frame out. What
+/// is forgotten is asked about once more. All zeros is empty.
+#[repr(C)]
+struct FrameSet([AtomicU64; Self::PLACES]);
+
+impl FrameSet {
+    const PLACES: usize = 512;
+
+    fn place(&self, pfn: u64) -> Option<&AtomicU64> {
+        self.0.get(usize::try_from(pfn).ok()? % Self::PLACES)
+    }
+
+    fn contains(&self, pfn: u64) -> bool {
+        // Kept as their successors, so that 0 is none.
+        self.place(pfn)
+            .is_some_and(|place| place.load(Ordering::Relaxed) == pfn + 1)
+    }
+
+    fn insert(&self, pfn: u64) {
+        if let Some(place) = self.place(pfn) {
+            place.store(pfn + 1, Ordering::Relaxed);
+        }
+    }
+
+    fn clear(&self) {
+        for place in &self.0 {
+            place.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A core's private part.
+#[repr(C)]
+struct CorePart {
+    /// Number of the last event.
+    sequence: AtomicU64,
+    ledger: Ledger<RING_EVENTS>,
 }
 
 /// The policy, in root mode.
@@ -105,8 +123,15 @@ pub(crate) struct RootMonitor {
     buffers: [*mut u8; 2],
     capacity: usize,
     current: AtomicUsize,
-    length: AtomicUsize,
-    sequence: *const AtomicU64,
+    /// Bytes of the snapshot in each buffer.
+    lengths: [AtomicUsize; 2],
+    cores: *const CorePart,
+    /// Frames of the current snapshot that were written while their module's
+    /// address did not lead to them: probably freed by an unload that the
+    /// snapshot does not know yet. The first write was told.
+    left: *const FrameSet,
+    /// Frames of code that its file marks writable, told once.
+    told: *const FrameSet,
     separate_user: bool,
 }
 
@@ -128,7 +153,9 @@ impl RootMonitor {
         let second = memory.private(capacity)?.va as *mut u8;
         // SAFETY: the buffer is at least as long as the snapshot.
         unsafe { core::ptr::copy_nonoverlapping(snapshot.as_ptr(), first, snapshot.len()) };
-        let sequence = memory.private(cores * size_of::<AtomicU64>())?.va as *const AtomicU64;
+        let parts = memory.private(cores * size_of::<CorePart>())?.va as *const CorePart;
+        let left = memory.private(size_of::<FrameSet>())?.va as *const FrameSet;
+        let told = memory.private(size_of::<FrameSet>())?.va as *const FrameSet;
         let shared = SharedRings::allocate(memory, cores)?;
         let rings = Rings { shared };
         Some((
@@ -137,76 +164,93 @@ impl RootMonitor {
                 buffers: [first, second],
                 capacity,
                 current: AtomicUsize::new(0),
-                length: AtomicUsize::new(snapshot.len()),
-                sequence,
+                lengths: [AtomicUsize::new(snapshot.len()), AtomicUsize::new(0)],
+                cores: parts,
+                left,
+                told,
                 separate_user,
             },
             rings,
         ))
     }
 
-    fn view(&self) -> View<'_> {
-        let index = self.current.load(Ordering::Acquire) & 1;
-        let length = self.length.load(Ordering::Acquire).min(self.capacity);
-        let base = self.buffers[index];
-        // SAFETY: the buffer holds `capacity` bytes and is not written while it is
-        // the current one.
-        let bytes = unsafe { core::slice::from_raw_parts(base, length) };
+    fn view_of(&self, index: usize) -> View<'_> {
+        let (Some(base), Some(length)) = (self.buffers.get(index), self.lengths.get(index)) else {
+            return View::EMPTY;
+        };
+        let length = length.load(Ordering::Acquire).min(self.capacity);
+        // SAFETY: the buffer holds `capacity` bytes and is not written while a
+        // view of it is in use: the current one never, the other one only by
+        // `receive`.
+        let bytes = unsafe { core::slice::from_raw_parts(*base, length) };
         View::new(bytes).unwrap_or(View::EMPTY)
     }
 
-    fn record(&self, mut event: Event, fault: &Fault, guest: &mut dyn Guest) -> bool {
-        let core = fault.core as usize;
-        let Some(ring) = self.shared.ring(core) else {
-            return false;
-        };
-        // SAFETY: there is a number for each core that has a ring.
-        let sequence = unsafe { self.sequence.add(core) };
-        // SAFETY: as above; private memory that lives as long as the machine.
-        let sequence = unsafe { &*sequence };
-        let number = sequence.load(Ordering::Relaxed) + 1;
-        sequence.store(number, Ordering::Relaxed);
-        let head = ring.head.load(Ordering::Relaxed);
-        let tail = ring.tail.load(Ordering::Acquire);
-        if head.wrapping_sub(tail) >= RING_EVENTS as u64 {
-            ring.lost.fetch_add(1, Ordering::Release);
-            return false;
-        }
-        event.sequence = number;
-        event.evidence = self.keep_page(fault.gpa, guest);
-        let Some(slot) = ring.slots.get((head % RING_EVENTS as u64) as usize) else {
-            return false;
-        };
-        // SAFETY: slots between tail and head + 1 are the writer's.
-        unsafe { slot.get().write(event) };
-        ring.head.store(head.wrapping_add(1), Ordering::Release);
-        true
+    fn current(&self) -> usize {
+        self.current.load(Ordering::Acquire) & 1
     }
 
-    fn keep_page(&self, gpa: Gpa, guest: &mut dyn Guest) -> u32 {
-        let states = self.shared.states();
-        for (index, state) in (0..).zip(&states.used) {
-            if state
-                .compare_exchange(0, 2, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-            {
-                continue;
-            }
-            let Some(page) = self.shared.page(index as usize) else {
-                break;
-            };
-            // SAFETY: the page was free and has just been claimed for this event.
-            let page = unsafe { &mut *page };
-            if guest.read_page(gpa, page) {
-                state.store(1, Ordering::Release);
-                return index;
-            }
-            state.store(0, Ordering::Release);
-            break;
-        }
-        states.missed.fetch_add(1, Ordering::Relaxed);
-        NO_EVIDENCE
+    fn view(&self) -> View<'_> {
+        self.view_of(self.current())
     }
+
+    fn left(&self) -> &FrameSet {
+        // SAFETY: private memory that lives as long as the machine; atomics only.
+        unsafe { &*self.left }
+    }
+
+    fn told(&self) -> &FrameSet {
+        // SAFETY: as above.
+        unsafe { &*self.told }
+    }
+
+    fn core(&self, index: usize) -> Option<&CorePart> {
+        if index >= self.shared.cores {
+            return None;
+        }
+        // SAFETY: there is a part for each core that has a ring.
+        let part = unsafe { self.cores.add(index) };
+        // SAFETY: as above; private memory that lives as long as the machine.
+        Some(unsafe { &*part })
+    }
+
+    fn record(&self, mut event: Event, fault: &Fault, guest: &mut dyn Guest) -> bool {
+        let index = fault.core as usize;
+        let (Some(ring), Some(core)) = (self.shared.ring(index), self.core(index)) else {
+            return false;
+        };
+        event.sequence = core.sequence.load(Ordering::Relaxed) + 1;
+        core.sequence.store(event.sequence, Ordering::Relaxed);
+        let key = key_of(&event);
+        // Writes are told one by one, for their bytes; of the self-writing page
+        // one is enough.
+        let alike = event.kind() != Some(Kind::ModuleCodeWrite);
+        if alike && ring.repeat(&core.ledger, key) {
+            return true;
+        }
+        ring.push(&core.ledger, key, || {
+            event.evidence = self.keep_page(&event, guest);
+            event
+        })
+    }
+
+    fn keep_page(&self, event: &Event, guest: &mut dyn Guest) -> u32 {
+        if event.gpa == 0 {
+            return NO_EVIDENCE;
+        }
+        let gpa = Gpa::new(event.gpa);
+        let pages = |index| self.shared.page(index);
+        let kept = self
+            .shared
+            .states()
+            .keep(pages, |page: &mut [u8; 4096]| guest.read_page(gpa, page));
+        kept.unwrap_or(NO_EVIDENCE)
+    }
+}
+
+/// What makes two events one: kind, frame, page of RIP.
+const fn key_of(event: &Event) -> Key {
+    Key((event.kind as u64) << 52 | event.gpa >> 12, event.rip >> 12)
 }
 
 /// What all events have in common.
@@ -241,7 +285,9 @@ fn describe(event: &mut Event, fault: &Fault, guest: &mut dyn Guest) {
 // through `Guest`.
 unsafe impl Monitor for RootMonitor {
     fn role(&self, gpa: Gpa) -> PageRole {
-        if self.view().by_frame(gpa.pfn().as_u64()).is_some() {
+        let pfn = gpa.pfn().as_u64();
+        let watched = !self.left().contains(pfn) && !self.told().contains(pfn);
+        if watched && self.view().by_frame(pfn).is_some() {
             PageRole::ModuleCode
         } else {
             PageRole::Anonymous
@@ -259,7 +305,7 @@ unsafe impl Monitor for RootMonitor {
             long_mode: fault.long_mode,
             mbec: self.separate_user,
             content: Content::Unknown,
-            questions: Questions::MODULE,
+            questions: Questions::MODULE | Questions::SECTION,
         };
         let FetchVerdict::Report(kind) = verdict::fetch(&view, &facts) else {
             return false;
@@ -271,7 +317,13 @@ unsafe impl Monitor for RootMonitor {
     }
 
     fn on_written(&self, fault: &Fault, difference: &Difference, guest: &mut dyn Guest) -> bool {
-        let view = self.view();
+        let pfn = fault.gpa.pfn().as_u64();
+        if self.told().contains(pfn) {
+            return false;
+        }
+        // A frame that its module has left is judged like any other.
+        let left = self.left().contains(pfn);
+        let view = if left { View::EMPTY } else { self.view() };
         let facts = WriteFacts {
             rip: fault.rip.as_u64(),
             gpa: fault.gpa.as_u64(),
@@ -289,12 +341,46 @@ unsafe impl Monitor for RootMonitor {
             Some(&difference.new),
         );
         event.mark(Flags::STEPPED);
-        verdict::annotate(&view, &mut event);
+        verdict::annotate(&self.view(), &mut event);
+        if kind == Kind::ModuleCodeWrite {
+            let home = verdict::home(&view, facts.gpa).and_then(|va| guest.translate(Gva::new(va)));
+            if home.is_some_and(|home| home.pfn() == fault.gpa.pfn()) {
+                event.mark(Flags::IN_PLACE);
+            } else {
+                self.left().insert(pfn);
+            }
+            if verdict::is_writable_code(&view, facts.gpa) {
+                self.told().insert(pfn);
+            }
+        }
         self.record(event, fault, guest)
     }
 
+    fn on_virtualization(&self, fault: &Fault, instruction: u16, guest: &mut dyn Guest) {
+        let mut event = Event::new(Kind::VirtualizationAttempt);
+        describe(&mut event, fault, guest);
+        event.gpa = guest.translate(fault.rip).map_or(0, Gpa::as_u64);
+        event.qualification = instruction.into();
+        verdict::annotate(&self.view(), &mut event);
+        let _ = self.record(event, fault, guest);
+    }
+
+    fn forgotten(&self, each: &mut dyn FnMut(Gpa)) {
+        let now = self.view();
+        let mut current = now.frames().peekable();
+        let before = self.view_of(self.current() ^ 1);
+        // Both lists rise, so one walk over both tells.
+        for frame in before.frames() {
+            while current.next_if(|other| other.pfn < frame.pfn).is_some() {}
+            let stays = current.peek().is_some_and(|other| other.pfn == frame.pfn);
+            if !stays && let Some(pa) = frame.pfn.checked_mul(4096) {
+                each(Gpa::new(pa));
+            }
+        }
+    }
+
     fn receive(&self, index: u32, page: &[u8; 4096]) -> bool {
-        let spare = (self.current.load(Ordering::Acquire) & 1) ^ 1;
+        let spare = self.current() ^ 1;
         let offset = index as usize * 4096;
         if offset >= self.capacity {
             return false;
@@ -314,13 +400,17 @@ unsafe impl Monitor for RootMonitor {
         if bytes > self.capacity {
             return false;
         }
-        let spare = (self.current.load(Ordering::Acquire) & 1) ^ 1;
+        let spare = self.current() ^ 1;
         // SAFETY: `bytes` is at most the capacity; the buffer is read by nobody.
         let data = unsafe { core::slice::from_raw_parts(self.buffers[spare], bytes) };
         if View::new(data).is_none() {
             return false;
         }
-        self.length.store(bytes, Ordering::Release);
+        if let Some(length) = self.lengths.get(spare) {
+            length.store(bytes, Ordering::Release);
+        }
+        self.left().clear();
+        self.told().clear();
         self.current.store(spare, Ordering::Release);
         true
     }
@@ -340,7 +430,7 @@ impl Rings {
     pub(crate) fn waiting(&self) -> bool {
         (0..self.shared.cores)
             .filter_map(|core| self.shared.ring(core))
-            .any(|ring| ring.head.load(Ordering::Acquire) != ring.tail.load(Ordering::Relaxed))
+            .any(Ring::waiting)
     }
 
     /// Hands every waiting event to `sink`, with its evidence page, core by core.
@@ -351,36 +441,18 @@ impl Rings {
             let Some(ring) = self.shared.ring(core) else {
                 break;
             };
-            let head = ring.head.load(Ordering::Acquire);
-            let mut tail = ring.tail.load(Ordering::Relaxed);
-            while tail != head {
-                if let Some(slot) = ring.slots.get((tail % RING_EVENTS as u64) as usize) {
-                    // SAFETY: slots between tail and head are the reader's.
-                    let event = unsafe { slot.get().read() };
-                    self.deliver(&event, sink);
-                }
-                tail = tail.wrapping_add(1);
-                ring.tail.store(tail, Ordering::Release);
+            // At most what fits, so that a flood cannot keep the reader here.
+            for _ in 0..RING_EVENTS {
+                let Some((mut event, more)) = ring.pop() else {
+                    break;
+                };
+                event.count = event.count.max(1).saturating_add(more);
+                let pages = |index| self.shared.page(index);
+                let states = self.shared.states();
+                states.take(event.evidence, pages, |page| sink(&event, page));
             }
-            let lost = ring.lost.load(Ordering::Acquire);
-            dropped += lost.wrapping_sub(ring.told.swap(lost, Ordering::Relaxed));
+            dropped += ring.lost();
         }
         dropped
-    }
-
-    fn deliver(&self, event: &Event, sink: &mut dyn FnMut(&Event, Option<&[u8; 4096]>)) {
-        let index = event.evidence as usize;
-        let states = self.shared.states();
-        let filled = states
-            .used
-            .get(index)
-            .filter(|state| state.load(Ordering::Acquire) == 1);
-        let (Some(state), Some(page)) = (filled, self.shared.page(index)) else {
-            sink(event, None);
-            return;
-        };
-        // SAFETY: a filled page is the reader's until it is freed below.
-        sink(event, Some(unsafe { &*page }));
-        state.store(0, Ordering::Release);
     }
 }

@@ -12,7 +12,7 @@ use hv_core::platform::{ImageSection, MAX_IMAGE_SECTIONS, Platform, Ram, RamRang
 use crate::status::Status;
 use crate::wdk_crates::wdk_sys::{
     ALL_PROCESSOR_GROUPS, GROUP_AFFINITY, LARGE_INTEGER, MM_ANY_NODE_OK, NT_SUCCESS,
-    PAGE_READWRITE, PHYSICAL_ADDRESS, PROCESSOR_NUMBER, PVOID, WDFDRIVER,
+    PAGE_READWRITE, PDRIVER_OBJECT, PHYSICAL_ADDRESS, PROCESSOR_NUMBER, PVOID, WDFDRIVER,
     call_unsafe_wdf_function_binding,
     ntddk::{
         ExFreePool, KeGetProcessorNumberFromIndex, KeQueryActiveProcessorCountEx,
@@ -27,6 +27,7 @@ const PAGE: u64 = 4096;
 /// The operating system, as the hypervisor needs it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NtPlatform {
+    object: PDRIVER_OBJECT,
     image: u64,
     image_bytes: u32,
 }
@@ -38,11 +39,22 @@ impl NtPlatform {
         let object =
             unsafe { call_unsafe_wdf_function_binding!(WdfDriverWdmGetDriverObject, handle) };
         // SAFETY: null, or our own driver object, which outlives the handle.
-        let object = unsafe { object.as_ref() }.ok_or(Status::NOT_READY)?;
+        let known = unsafe { object.as_ref() }.ok_or(Status::NOT_READY)?;
         Ok(Self {
-            image: object.DriverStart as u64,
-            image_bytes: object.DriverSize,
+            object,
+            image: known.DriverStart as u64,
+            image_bytes: known.DriverSize,
         })
+    }
+
+    /// From now on the system refuses to unload the driver: one without an unload
+    /// routine cannot be unloaded (Windows driver documentation, "Writing an
+    /// Unload Routine").
+    pub(crate) fn forbid_unload(&self) {
+        // SAFETY: our own driver object, live as long as the image.
+        let unload = unsafe { &raw mut (*self.object).DriverUnload };
+        // SAFETY: as above; the system reads the field when it is asked to unload.
+        unsafe { unload.write(None) };
     }
 
     /// The image's headers: they are mapped and read-only as long as the image is.
@@ -80,6 +92,11 @@ fn quad(value: PHYSICAL_ADDRESS) -> u64 {
     let value = unsafe { value.QuadPart };
     value.cast_unsigned()
 }
+
+// SAFETY: the driver object is the system's, good in any thread.
+unsafe impl Send for NtPlatform {}
+// SAFETY: as above.
+unsafe impl Sync for NtPlatform {}
 
 // SAFETY: regions are what the memory manager says they are, and stay so until
 // they are freed; everything else is read from the system.

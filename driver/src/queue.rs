@@ -123,7 +123,7 @@ fn dispatch(driver: &'static Driver, request: WDFREQUEST, code: u32) -> Result<A
             // What has happened until now is in the answer, whenever the drain's
             // next round is.
             drain::now(driver);
-            driver.findings.wait(request, &message, driver.state())
+            driver.findings.wait(request, &message, || driver.state())
         }
         wire::EVIDENCE => {
             let message: EvidenceRequest = input(request)?;

@@ -88,23 +88,25 @@ impl From<LaunchError> for Failure {
             LaunchError::UnknownVendor => Self::new(StartError::VendorUnsupported),
             LaunchError::HypervisorPresent => Self::new(StartError::HypervisorPresent),
             LaunchError::NoVmx => Self::new(StartError::NoVirtualization),
-            LaunchError::LockedOff | LaunchError::UnequalFirmware => {
-                Self::new(StartError::VirtualizationLockedOff)
-            }
+            LaunchError::LockedOff => Self::new(StartError::VirtualizationLockedOff),
+            LaunchError::UnequalFirmware => Self::new(StartError::UnequalFirmware),
             LaunchError::VmxInUse => Self::new(StartError::VirtualizationInUse),
             LaunchError::NoEpt => Self::new(StartError::NoEpt),
+            LaunchError::NoFourLevelWalk => Self::new(StartError::NoFourLevelWalk),
+            LaunchError::NoWriteBackTables => Self::new(StartError::NoWriteBackTables),
+            LaunchError::NoInvept => Self::new(StartError::NoInvept),
             LaunchError::MissingControl => Self::new(StartError::MissingControl),
-            LaunchError::UnknownRequiredControl | LaunchError::ShadowStacks => {
-                Self::new(StartError::UnknownRequiredControl)
-            }
+            LaunchError::UnknownRequiredControl => Self::new(StartError::UnknownRequiredControl),
+            LaunchError::ShadowStacks => Self::new(StartError::ShadowStacks),
             LaunchError::Fred => Self::new(StartError::Fred),
+            LaunchError::EncryptedMemory => Self::new(StartError::EncryptedMemory),
             LaunchError::Cores => Self::new(StartError::TooManyCores),
-            LaunchError::NoMemory | LaunchError::Tables | LaunchError::Image => {
-                Self::new(StartError::NoMemory)
-            }
-            LaunchError::MemoryMap => Self::new(StartError::MemoryTypes),
+            LaunchError::NoMemory => Self::new(StartError::NoMemory),
+            LaunchError::Tables => Self::new(StartError::NoTables),
+            LaunchError::Image => Self::new(StartError::ImageUnreadable),
+            LaunchError::MemoryMap => Self::new(StartError::MemoryMap),
             LaunchError::Unreachable { core } => Self {
-                error: StartError::CoreFailed,
+                error: StartError::CoreUnreachable,
                 core: Some(core),
                 detail: 0,
             },

@@ -12,6 +12,7 @@
 
 use detector::event::Event;
 use detector::finding::{Assembler, Change, ExportName, Outcome, Page, Wait};
+use detector::lifecycle::{self, Action, Call};
 use detector::registry::View;
 use detector::wire::{Accounts, EvidenceRequest, State, WaitFlags, WaitRequest};
 
@@ -65,11 +66,18 @@ impl Findings {
         &self,
         request: WDFREQUEST,
         message: &WaitRequest,
-        state: State,
+        state: impl Fn() -> State,
     ) -> Result<Answer, Status> {
         let mut inner = self.0.lock();
+        // Asked under the lock: a change of state answers all parked requests
+        // under it afterwards.
+        let state = state();
+        let mut message = *message;
+        if lifecycle::decide(state, Call::Wait) == Action::Answer {
+            message.flags |= WaitFlags::NO_WAIT.bits();
+        }
         let out = queue::output(request)?;
-        match inner.assembler.wait(message, state, out) {
+        match inner.assembler.wait(&message, state, out) {
             Wait::Ready(bytes) => Ok(Answer::Complete(bytes)),
             Wait::TooSmall => Err(Status::TOO_SHORT),
             Wait::Park => {
@@ -77,6 +85,11 @@ impl Findings {
                 Ok(Answer::Parked)
             }
         }
+    }
+
+    /// Monitoring begins: what was found before is not merged with what comes.
+    pub(crate) fn begin(&self) {
+        self.0.lock().assembler.begin();
     }
 
     /// Answers an EVIDENCE request into `out`.

@@ -123,6 +123,7 @@ pub(crate) fn start_error(raw: u32, core: u32, detail: u64) -> Failure {
     Failure::new(exit, message)
 }
 
+#[expect(clippy::too_many_lines, reason = "one sentence for each error")]
 fn sentence(error: StartError) -> (u8, &'static str) {
     match error {
         StartError::HypervisorPresent => (
@@ -190,6 +191,43 @@ fn sentence(error: StartError) -> (u8, &'static str) {
             UNFIT,
             "this version does not support this processor's vendor yet.",
         ),
+        StartError::UnequalFirmware => (
+            UNFIT,
+            "the firmware has set up virtualization differently on different cores \
+             (IA32_FEATURE_CONTROL). A firmware update may mend this.",
+        ),
+        StartError::NoFourLevelWalk => (
+            UNFIT,
+            "this processor's nested page tables have no walk of four levels.",
+        ),
+        StartError::NoWriteBackTables => (
+            UNFIT,
+            "this processor cannot keep nested page tables in write-back memory.",
+        ),
+        StartError::NoInvept => (
+            UNFIT,
+            "this processor cannot invalidate the translations of one set of nested page tables \
+             (INVEPT).",
+        ),
+        StartError::ShadowStacks => (
+            UNFIT,
+            "kernel shadow stacks are active on this machine; this version does not support them.",
+        ),
+        StartError::EncryptedMemory => (
+            UNFIT,
+            "this machine's memory is encrypted by a hypervisor (SEV); this version does not \
+             support that.",
+        ),
+        StartError::NoTables => (
+            OTHER,
+            "the memory map of this machine needs more nested page tables than were reserved.",
+        ),
+        StartError::ImageUnreadable => (
+            OTHER,
+            "the driver's own image could not be copied. Load the driver again.",
+        ),
+        StartError::CoreUnreachable => (OTHER, "a core could not be reached; nothing was changed."),
+        StartError::MemoryMap => (OTHER, "the list of physical memory could not be read."),
     }
 }
 

@@ -58,6 +58,9 @@ pub(crate) struct Record {
     pub(crate) flags: Vec<String>,
     #[serde(default)]
     pub(crate) timeline: Vec<Image>,
+    /// The unloaded module that lay where there is none now.
+    #[serde(default)]
+    pub(crate) earlier: Option<Image>,
 }
 
 /// Where an address lies.
@@ -253,6 +256,7 @@ impl From<&Finding> for Record {
                 .map(|(_, name)| (*name).to_owned())
                 .collect(),
             timeline: f.timeline().map(|c| Image::new(c, f.time)).collect(),
+            earlier: f.earlier().map(|c| Image::new(c, f.time)),
         }
     }
 }
@@ -313,6 +317,12 @@ pub(crate) mod tests {
         );
         f.code = [0x90; 16];
         f.code_bytes = 3;
+        f.earlier.change = ImageChange::UNLOADED;
+        f.earlier.time = f.time - 20_000_000;
+        f.earlier.base = 0xffff_9000_0000_0000;
+        f.earlier.size = 0x5000;
+        f.earlier.name[..8].copy_from_slice(b"gone.sys");
+        f.earlier.name_length = 8;
         f.gprs[0] = 0xfeed;
         f.sha256 = [0xab; 32];
         f.flags = (FindingFlags::GLA | FindingFlags::EVIDENCE | FindingFlags::GPRS).bits();
@@ -335,6 +345,7 @@ pub(crate) mod tests {
             b"NtAddAtom",
         );
         f.returns = Place::new_zeroed();
+        f.earlier = ImageChange::new_zeroed();
         f.process = 4;
         f.write_offset = 0x44;
         f.write_length = 5;

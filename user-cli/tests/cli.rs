@@ -524,7 +524,7 @@ fn denied_is_3_and_another_version_is_6() {
     expect(&bench.run("status"), 6, "protocol 9");
     bench
         .driver
-        .change(|w| (w.protocol, w.message_version) = (wire::PROTOCOL, 2));
+        .change(|w| (w.protocol, w.message_version) = (wire::PROTOCOL, wire::PROTOCOL + 1));
     expect(&bench.run("status"), 6, "protocol version");
     bench.driver.change(|w| w.knows_nothing = true);
     expect(&bench.run("status"), 6, "does not know");

@@ -9,20 +9,33 @@
 //! Not callable in root mode or above `PASSIVE_LEVEL`. No lock of its own: the
 //! driver holds one around it, which the exit path never takes.
 //!
+//! Events are the same when kind, frame and the page of RIP are the same: they
+//! are one finding with a count, read or not. Only what says something new is
+//! another finding: other code in the page, another place written. Of those
+//! there are at most a few for each; a page that writes itself, and one that a
+//! module's file itself marks writable and executable, are told once.
+//! [`Assembler::begin`] starts afresh: what an earlier monitoring found is found
+//! again.
+//!
 //! Nothing is lost silently. Every event that root mode produced ends in exactly
 //! one account (see [`Accounts`]): a finding delivered, a finding that still
-//! waits, merged into another, or dropped for a stated cause. When the queue is
+//! waits, merged into another, or dropped for a stated cause: no room, too many
+//! new findings at once ([`bucket`]), or [`verdict::still_holds`] says that it
+//! meant nothing. When the queue is
 //! full of findings nobody has read, the newest is dropped and the first ones
 //! are kept: they show how an attack began.
 
+mod bucket;
 mod name;
 mod write;
 
 pub use self::name::ExportName;
 
+use self::bucket::Bucket;
 use self::name::Resolver;
 use crate::event::{Event, Flags, Kind};
 use crate::registry::View;
+use crate::verdict;
 use crate::wire::{
     self, Accounts, EvidenceReply, EvidenceRequest, Finding, FindingFlags, ImageChange, Message,
     NAME_ROOM, State, TIMELINE_ROOM, WaitFlags, WaitReply, WaitRequest, wait_reply_bytes,
@@ -41,6 +54,13 @@ pub const EVIDENCE_KEPT: usize = 64;
 /// Image loads and unloads remembered.
 const TIMELINE_KEPT: usize = 32;
 
+/// Unloaded modules remembered.
+const UNLOADED_KEPT: usize = 64;
+
+/// Findings with the same kind, frame and page of RIP; after so many, more are
+/// counted into the last.
+const VARIANTS: usize = 8;
+
 /// "Shortly before" a finding: one minute, in units of 100 ns.
 const SHORTLY: u64 = 60 * 10_000_000;
 
@@ -58,6 +78,10 @@ pub enum Outcome {
     Merged(u64),
     /// Too many findings wait for a reader.
     Dropped,
+    /// Too many new findings came at once.
+    Limited,
+    /// It meant nothing: the module had gone.
+    Stale,
 }
 
 /// What a reader gets.
@@ -83,6 +107,8 @@ pub enum Change {
 struct Entry {
     finding: Finding,
     delivered: bool,
+    /// Monitoring has been started anew since: nothing is merged into it.
+    closed: bool,
 }
 
 /// Turns events into findings; see the module's text.
@@ -91,6 +117,8 @@ pub struct Assembler {
     limit: usize,
     evidence: EvidenceStore,
     timeline: VecDeque<ImageChange>,
+    unloaded: VecDeque<ImageChange>,
+    bucket: Bucket,
     accounts: Accounts,
 }
 
@@ -109,8 +137,19 @@ impl Assembler {
             limit: findings.max(1),
             evidence: EvidenceStore::new(pages)?,
             timeline: reserved(TIMELINE_KEPT)?,
+            unloaded: reserved(UNLOADED_KEPT)?,
+            bucket: Bucket::FULL,
             accounts: Accounts::default(),
         })
+    }
+
+    /// Monitoring begins: repeats of what is kept from before are new again.
+    pub fn begin(&mut self) {
+        for entry in &mut self.entries {
+            entry.closed = true;
+        }
+        self.unloaded.clear();
+        self.bucket = Bucket::FULL;
     }
 
     /// Takes one event.
@@ -126,48 +165,82 @@ impl Assembler {
         view: &View<'_>,
         export: &mut dyn FnMut(u64, u32) -> Option<ExportName>,
     ) -> Outcome {
-        self.accounts.produced += 1;
-        if let Some(seq) = self.merge(event, evidence) {
-            self.accounts.merged += 1;
+        let events = u64::from(event.count.max(1));
+        self.accounts.produced += events;
+        if !verdict::still_holds(view, event) {
+            self.accounts.stale += events;
+            return Outcome::Stale;
+        }
+        let hash: Option<[u8; 32]> = evidence.map(|page| Sha256::digest(page).into());
+        if let Some(seq) = self.merge(event, evidence, hash.as_ref(), view) {
+            self.accounts.merged += events;
             return Outcome::Merged(seq);
         }
         if !self.make_room() {
-            self.accounts.queue_full += 1;
+            self.accounts.queue_full += events;
             return Outcome::Dropped;
+        }
+        if !self.bucket.take(time) {
+            self.accounts.rate_limited += events;
+            return Outcome::Limited;
         }
         self.accounts.findings += 1;
         self.accounts.queued += 1;
+        self.accounts.merged += events - 1;
         let seq = self.accounts.findings;
         let mut finding = plain(event, seq, time);
-        match evidence {
-            Some(page) => {
+        match (evidence, hash) {
+            (Some(page), Some(hash)) => {
                 finding.flags |= FindingFlags::EVIDENCE.bits();
-                finding.sha256 = Sha256::digest(page).into();
+                finding.sha256 = hash;
                 self.evidence.keep(seq, page);
             }
-            None => self.accounts.no_evidence += 1,
+            (_, _) => self.accounts.no_evidence += 1,
         }
         let mut resolver = Resolver {
             view,
-            timeline: &self.timeline,
+            unloaded: &self.unloaded,
             export,
+            generation: event.generation,
         };
         resolver.name(event, &mut finding);
         self.tell_timeline(&mut finding);
         self.entries.push_back(Entry {
             finding,
             delivered: false,
+            closed: false,
         });
         Outcome::Found(seq)
     }
 
-    fn merge(&mut self, event: &Event, evidence: Option<&Page>) -> Option<u64> {
+    /// Counts an event into the finding that it repeats.
+    fn merge(
+        &mut self,
+        event: &Event,
+        evidence: Option<&Page>,
+        hash: Option<&[u8; 32]>,
+        view: &View<'_>,
+    ) -> Option<u64> {
+        let once = once_a_frame(event, view);
         let pages = &self.evidence;
-        self.entries
-            .iter_mut()
-            .rev()
-            .filter(|e| !e.delivered)
-            .find_map(|e| write::merge(&mut e.finding, event, evidence, pages))
+        let mut newest = None;
+        let mut variants = 0;
+        for entry in self.entries.iter_mut().rev() {
+            if entry.closed || !same_key(&entry.finding, event, once) {
+                continue;
+            }
+            if repeats(&entry.finding, event, hash)
+                || (!entry.delivered && write::join(&mut entry.finding, event, evidence, pages))
+            {
+                return Some(count(&mut entry.finding, event));
+            }
+            variants += 1;
+            newest = newest.or(Some(entry));
+        }
+        let most = if once { 1 } else { VARIANTS };
+        newest
+            .filter(|_| variants >= most)
+            .map(|entry| count(&mut entry.finding, event))
     }
 
     /// Whether a finding can be added; forgets the oldest that was read.
@@ -215,6 +288,12 @@ impl Assembler {
         };
         entry.name_length = name::store(&mut entry.name, name.as_bytes());
         self.timeline.push_back(entry);
+        if change == Change::Unloaded {
+            if self.unloaded.len() == UNLOADED_KEPT {
+                self.unloaded.pop_front();
+            }
+            self.unloaded.push_back(entry);
+        }
     }
 
     /// Answers a reader into `out`, which may be the request's own buffer.
@@ -290,6 +369,38 @@ impl Assembler {
     pub const fn accounts(&self) -> Accounts {
         self.accounts
     }
+}
+
+/// Whether a page is told once, whoever writes it and what: it is meant to be
+/// written.
+fn once_a_frame(event: &Event, view: &View<'_>) -> bool {
+    match event.kind() {
+        Some(Kind::SelfModifyingPage) => true,
+        Some(Kind::ModuleCodeWrite) => verdict::is_writable_code(view, event.gpa),
+        _ => false,
+    }
+}
+
+/// Whether two events may be one finding.
+fn same_key(finding: &Finding, event: &Event, any_rip: bool) -> bool {
+    finding.kind == event.kind
+        && finding.gpa >> 12 == event.gpa >> 12
+        && (any_rip || finding.rip >> 12 == event.rip >> 12)
+}
+
+/// Whether an event says nothing that its finding does not say.
+fn repeats(finding: &Finding, event: &Event, hash: Option<&[u8; 32]>) -> bool {
+    if event.write_length > 0 || finding.write_length > 0 {
+        return write::repeats(finding, event);
+    }
+    // A page that was not kept says nothing.
+    let known = finding.flags().contains(FindingFlags::EVIDENCE);
+    hash.is_none_or(|hash| known && *hash == finding.sha256)
+}
+
+fn count(finding: &mut Finding, event: &Event) -> u64 {
+    finding.count = finding.count.saturating_add(u64::from(event.count.max(1)));
+    finding.seq
 }
 
 fn reserved<T>(count: usize) -> Option<VecDeque<T>> {

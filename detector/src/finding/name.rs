@@ -45,8 +45,11 @@ pub(super) fn store(room: &mut [u8], name: &[u8]) -> u8 {
 
 pub(super) struct Resolver<'r, 'v> {
     pub(super) view: &'r View<'v>,
-    pub(super) timeline: &'r VecDeque<ImageChange>,
+    /// Modules that have been unloaded, oldest first.
+    pub(super) unloaded: &'r VecDeque<ImageChange>,
     pub(super) export: &'r mut dyn FnMut(u64, u32) -> Option<ExportName>,
+    /// Of the event's own snapshot.
+    pub(super) generation: u32,
 }
 
 impl Resolver<'_, '_> {
@@ -57,8 +60,18 @@ impl Resolver<'_, '_> {
         }
         let write = is_write(event.kind());
         finding.victim = self.victim(event, write);
+        if finding.victim.module_length == 0 && write && event.victim_module != NO_INDEX {
+            self.name_unloaded(&mut finding.victim);
+        }
         if let Some(address) = self.return_address(event, write) {
             finding.returns = self.place(address);
+        }
+        let earlier = [&finding.actor, &finding.victim]
+            .into_iter()
+            .filter(|place| place.present != 0 && place.module_length == 0)
+            .find_map(|place| self.earlier(place.address));
+        if let Some(image) = earlier {
+            finding.earlier = *image;
         }
     }
 
@@ -70,17 +83,21 @@ impl Resolver<'_, '_> {
             .or((!write).then_some(event.rip));
         // A write may come through any alias of the frame; the module is that
         // of the frame, and the address in it is what the reader looks for.
+        let in_page = if event.write_length > 0 {
+            u64::from(event.write_offset & 0xfff)
+        } else {
+            event.gpa & 0xfff
+        };
         let by_frame = self.view.by_frame(event.gpa >> 12).filter(|_| write);
         let in_module = by_frame.and_then(|hit| {
-            let base = self.view.module(hit.module)?.base;
-            let in_page = if event.write_length > 0 {
-                u64::from(event.write_offset & 0xfff)
-            } else {
-                event.gpa & 0xfff
-            };
-            Some(base.wrapping_add(u64::from(hit.rva)).wrapping_add(in_page))
+            let module = self.view.module(hit.module)?;
+            (module.since <= self.generation)
+                .then(|| module.base.wrapping_add(u64::from(hit.rva)) | in_page)
         });
-        match in_module.or(linear) {
+        // The module that root mode saw may have gone since.
+        let told = event.flags().contains(Flags::VICTIM_VA) && write;
+        let gone = told.then_some(event.victim_va & !0xfff | in_page);
+        match in_module.or(gone).or(linear) {
             Some(address) => self.place(address),
             None => Place::new_zeroed(),
         }
@@ -117,6 +134,10 @@ impl Resolver<'_, '_> {
         let Some(module) = self.view.module(hit.module) else {
             return place;
         };
+        // What was loaded there after the event has nothing to do with it.
+        if module.since > self.generation {
+            return place;
+        }
         place.base = module.base;
         place.offset = hit.offset;
         place.module_length = store(&mut place.module, module.name);
@@ -131,13 +152,16 @@ impl Resolver<'_, '_> {
         place
     }
 
+    /// The module that was unloaded last of those that held an address.
+    fn earlier(&self, address: u64) -> Option<&ImageChange> {
+        self.unloaded.iter().rev().find(|image| {
+            let within = address.checked_sub(image.base);
+            within.is_some_and(|offset| offset < u64::from(image.size))
+        })
+    }
+
     fn name_unloaded(&self, place: &mut Place) {
-        let image = self.timeline.iter().rev().find(|image| {
-            let within = place.address.checked_sub(image.base);
-            image.change == ImageChange::UNLOADED
-                && within.is_some_and(|offset| offset < u64::from(image.size))
-        });
-        if let Some(image) = image {
+        if let Some(image) = self.earlier(place.address) {
             place.base = image.base;
             place.offset = u32::try_from(place.address - image.base).unwrap_or(0);
             place.module_length = store(&mut place.module, image.name());

@@ -18,6 +18,7 @@ fn nt() -> Vec<u8> {
         size: 0x4000,
         load_order: 0,
         load_time: 0,
+        since: 0,
         initialized: true,
     };
     let text = Section {
@@ -104,6 +105,7 @@ fn hook(offset: u32, old: &[u8], new: &[u8]) -> Event {
     event.rip = 0xffff_9000_0000_1000;
     event.gla = 0xffff_a000_0000_0000 + u64::from(offset);
     event.gpa = 0x10_1000 + u64::from(offset);
+    event.victim_rva = 0x1000 + offset;
     event.mark(Flags::GLA);
     event.record_write(
         offset,
@@ -194,18 +196,237 @@ fn a_write_through_an_alias_names_the_module_of_the_frame() {
 }
 
 #[test]
-fn repeats_merge_until_somebody_has_read_them() {
+fn repeats_are_counted_read_or_not() {
     let mut bench = Bench::new(8);
     let event = fetch(0xffff_9000_0000_1000);
     assert_eq!(bench.push(&event, None), Outcome::Found(1));
     assert_eq!(bench.push(&event, None), Outcome::Merged(1));
-    assert_eq!(
-        bench.push(&fetch(0xffff_9000_0000_1002), None),
-        Outcome::Found(2)
-    );
-    assert_eq!(bench.push(&event, None), Outcome::Merged(1));
+    // Another instruction of the same page.
+    let mut beside = event;
+    beside.rip += 2;
+    assert_eq!(bench.push(&beside, None), Outcome::Merged(1));
+    // The same page, run from an alias.
+    let mut alias = event;
+    alias.rip += 0x10_0000;
+    assert_eq!(bench.push(&alias, None), Outcome::Found(2));
+    let mut kind = event;
+    kind.kind = Kind::RemappedExecution as u16;
+    assert_eq!(bench.push(&kind, None), Outcome::Found(3));
     assert_eq!(bench.all()[0].count, 3);
-    assert_eq!(bench.push(&event, None), Outcome::Found(3));
+    let mut often = event;
+    often.count = 5;
+    assert_eq!(bench.push(&often, None), Outcome::Merged(1));
+    assert_eq!(bench.all()[0].count, 8);
+    let accounts = bench.assembler.accounts();
+    assert_eq!((accounts.produced, accounts.merged), (10, 7));
+    kind.count = 3;
+    kind.gpa += 0x1000;
+    assert_eq!(bench.push(&kind, None), Outcome::Found(4));
+    assert_eq!(bench.assembler.accounts().merged, 9);
+    bench.all();
+    assert!(
+        bench.wait(4, 0, WaitFlags::empty()).is_none(),
+        "nothing new"
+    );
+    bench.assembler.begin();
+    assert_eq!(bench.push(&event, None), Outcome::Found(5), "a new start");
+}
+
+#[test]
+fn other_code_in_the_same_page_is_told_a_few_times() {
+    let mut bench = Bench::new(16);
+    let event = fetch(0xffff_9000_0000_1000);
+    for index in 1..=8_u8 {
+        let page = Box::new([index; 4096]);
+        let seq = u64::from(index);
+        assert_eq!(bench.push(&event, Some(&page)), Outcome::Found(seq));
+        assert_eq!(bench.push(&event, Some(&page)), Outcome::Merged(seq));
+        assert_eq!(bench.push(&event, None), Outcome::Merged(seq));
+    }
+    assert_eq!(
+        bench.push(&event, Some(&Box::new([1; 4096]))),
+        Outcome::Merged(1),
+        "known from before"
+    );
+    assert_eq!(
+        bench.push(&event, Some(&Box::new([9; 4096]))),
+        Outcome::Merged(8),
+        "enough"
+    );
+}
+
+#[test]
+fn a_page_without_evidence_is_told_again_with_it() {
+    let mut bench = Bench::new(8);
+    let event = fetch(0xffff_9000_0000_1000);
+    assert_eq!(bench.push(&event, None), Outcome::Found(1));
+    let page = Box::new([1; 4096]);
+    assert_eq!(bench.push(&event, Some(&page)), Outcome::Found(2));
+    assert_eq!(bench.push(&event, Some(&page)), Outcome::Merged(2));
+}
+
+#[test]
+fn a_page_that_writes_itself_is_told_once() {
+    let mut bench = Bench::new(8);
+    let mut event = hook(0x10, b"ab", b"AB");
+    event.kind = Kind::SelfModifyingPage as u16;
+    event.gpa = 0x9000_0010;
+    assert_eq!(bench.push(&event, None), Outcome::Found(1));
+    bench.all();
+    event.record_write(0x800, 1, Some(b"x"), Some(b"y"));
+    event.rip += 0x5000;
+    let page = Box::new([7; 4096]);
+    assert_eq!(bench.push(&event, Some(&page)), Outcome::Merged(1));
+    event.gpa += 0x1000;
+    assert_eq!(bench.push(&event, Some(&page)), Outcome::Found(2));
+}
+
+#[test]
+fn code_that_is_meant_to_be_written_is_told_once() {
+    let mut bench = Bench::new(8);
+    let mut builder = Builder::new(1);
+    let spec = ModuleSpec {
+        name: "rwx.sys",
+        base: NT,
+        size: 0x3000,
+        load_order: 1,
+        load_time: 0,
+        since: 0,
+        initialized: true,
+    };
+    let section = |rva, characteristics| Section {
+        name: *b"code\0\0\0\0",
+        rva,
+        size: 0x1000,
+        characteristics,
+    };
+    let sections = [section(0x1000, 0xE000_0020), section(0x2000, 0x6000_0020)];
+    builder
+        .module(&spec, sections, |va| Some(0x100 + ((va - NT) >> 12)))
+        .unwrap();
+    bench.snapshot = builder.finish().unwrap();
+    let mut event = hook(0x10, b"ab", b"AB");
+    event.victim_rva = 0x1010;
+    assert_eq!(bench.push(&event, None), Outcome::Found(1));
+    let mut far = hook(0x800, b"x", b"y");
+    far.victim_rva = 0x1800;
+    far.rip = NT + 0x2000;
+    assert_eq!(bench.push(&far, None), Outcome::Merged(1));
+    // The other section is not meant to be written.
+    for (offset, expected) in [(0x10, 2), (0x800, 3)] {
+        let mut event = hook(offset, b"ab", b"AB");
+        event.gpa += 0x1000;
+        event.victim_rva = 0x2000;
+        assert_eq!(bench.push(&event, None), Outcome::Found(expected));
+    }
+}
+
+#[test]
+fn too_many_new_findings_at_once_are_counted() {
+    let mut bench = Bench::new(1000);
+    let pages = 0..bucket::BURST + 10;
+    let outcomes: Vec<_> = pages
+        .map(|page| bench.push(&fetch(0xffff_9000_0000_0000 + (page << 12)), None))
+        .collect();
+    let found = outcomes.iter().filter(|o| matches!(o, Outcome::Found(_)));
+    assert_eq!(found.count() as u64, bucket::BURST);
+    assert_eq!(outcomes.last(), Some(&Outcome::Limited));
+    assert_eq!(bench.assembler.accounts().rate_limited, 10);
+    // Repeats need no token.
+    let first = fetch(0xffff_9000_0000_0000);
+    assert_eq!(bench.push(&first, None), Outcome::Merged(1));
+    bench.assembler.begin();
+    assert!(matches!(bench.push(&first, None), Outcome::Found(_)));
+}
+
+#[test]
+fn a_write_to_a_module_that_had_gone_is_counted_as_stale() {
+    let mut bench = Bench::new(8);
+    let mut event = hook(0x44, &[0x48], &[0xeb]);
+    event.gpa = 0x77_7044;
+    event.victim_rva = 0x1044;
+    assert_eq!(bench.push(&event, None), Outcome::Stale);
+    assert_eq!(bench.assembler.accounts().stale, 1);
+    // Written while it was there, then unloaded: kept, and named by the list of
+    // unloads.
+    let gone = 0xffff_f800_3000_0000;
+    let assembler = &mut bench.assembler;
+    assembler.image(Change::Unloaded, 99 * SECOND, "gone.sys", gone, 0x5000);
+    event.mark(Flags::IN_PLACE | Flags::VICTIM_VA);
+    event.victim_va = gone + 0x1044;
+    event.victim_module = 3;
+    assert_eq!(bench.push(&event, None), Outcome::Found(1));
+    let finding = bench.all()[0];
+    assert_eq!(
+        show(&finding.victim),
+        "gone.sys!- - +0x1044 0xfffff80030001044"
+    );
+}
+
+#[test]
+fn code_where_a_module_used_to_be_is_told_so() {
+    let mut bench = Bench::new(8);
+    let base = 0xffff_f800_3000_0000;
+    let assembler = &mut bench.assembler;
+    assembler.image(Change::Unloaded, SECOND, "first.sys", base, 0x5000);
+    assembler.image(Change::Loaded, 2 * SECOND, "second.sys", base, 0x2000);
+    assembler.image(Change::Unloaded, 3 * SECOND, "second.sys", base, 0x2000);
+    for at in [0x1fff, 0x2000, 0x4fff, 0x5000] {
+        let mut event = fetch(base + at);
+        event.gpa += at << 12;
+        bench.push(&event, None);
+    }
+    let earlier: Vec<_> = bench
+        .all()
+        .iter()
+        .map(|f| f.earlier().map(|c| (text(Some(c.name())), c.time / SECOND)))
+        .collect();
+    let first = Some(("first.sys".into(), 1));
+    let second = Some(("second.sys".into(), 3));
+    assert_eq!(earlier, [second, first.clone(), first, None]);
+    assert_eq!(bench.all()[0].actor.module(), None, "it is nobody's now");
+    // A module's own code says nothing of who was there before it.
+    bench
+        .assembler
+        .image(Change::Unloaded, SECOND, "old.sys", NT, 0x4000);
+    let mut event = fetch(NT + 0x3000);
+    event.kind = Kind::NonexecSectionExecution as u16;
+    bench.push(&event, None);
+    assert_eq!(bench.all()[4].earlier(), None);
+}
+
+#[test]
+fn what_was_loaded_after_an_event_is_not_its_actor() {
+    let mut bench = Bench::new(8);
+    let mut builder = Builder::new(9);
+    let spec = ModuleSpec {
+        name: "late.sys",
+        base: NT,
+        size: 0x2000,
+        load_order: 4,
+        load_time: 0,
+        since: 9,
+        initialized: true,
+    };
+    let text = Section {
+        name: *b".text\0\0\0",
+        rva: 0x1000,
+        size: 0x1000,
+        characteristics: 0x6000_0020,
+    };
+    builder.module(&spec, [text], |_| Some(0x100)).unwrap();
+    bench.snapshot = builder.finish().unwrap();
+    let mut event = fetch(NT + 0x1000);
+    event.generation = 8;
+    bench.push(&event, None);
+    event.generation = 9;
+    event.rip += 0x1000 - 4;
+    event.gpa += 0x1000;
+    event.gla = event.rip;
+    bench.push(&event, None);
+    let found = bench.all();
+    assert_eq!(found[0].actor.module(), None);
+    assert_eq!(found[1].actor.module(), Some(&b"late.sys"[..]));
 }
 
 #[test]
@@ -220,14 +441,30 @@ fn the_steps_of_one_write_become_one_pair_of_bytes() {
         bench.push(&hook(0x0e, b"xy", b"XY"), None),
         Outcome::Merged(1)
     );
-    // A second pass over the same bytes: the first old stays, the last new wins.
+    // The same bytes again say nothing new; others do, and stay apart.
     assert_eq!(
-        bench.push(&hook(0x12, b"CD", b"12"), None),
+        bench.push(&hook(0x11, b"bc", b"BC"), None),
         Outcome::Merged(1)
+    );
+    assert_eq!(
+        bench.push(&hook(0x12, b"CD", b"cd"), None),
+        Outcome::Found(2)
+    );
+    assert_eq!(
+        bench.push(&hook(0x14, b"EF", b"ef"), None),
+        Outcome::Merged(2)
     );
     let finding = bench.all()[0];
     assert_eq!(finding.old().unwrap(), b"xyabcd");
-    assert_eq!(finding.new_bytes().unwrap(), b"XYAB12");
+    assert_eq!(finding.new_bytes().unwrap(), b"XYABCD");
+    let restored = bench.all()[1];
+    assert_eq!(restored.new_bytes().unwrap(), b"cdef");
+    // Read by now: only the same is the same.
+    assert_eq!(
+        bench.push(&hook(0x13, b"D", b"D"), None),
+        Outcome::Merged(1)
+    );
+    assert_eq!(bench.push(&hook(0x18, b"g", b"G"), None), Outcome::Found(3));
     assert_eq!(
         (finding.write_offset, finding.write_length, finding.count),
         (0x0e, 6, 4)
@@ -374,7 +611,7 @@ fn a_loader_that_has_left_keeps_its_name() {
     event.rip = loader + 0x1234;
     event.actor_module = 3;
     bench.push(&event, None);
-    event.rip += 1;
+    event.rip += 0x1000;
     event.actor_module = crate::event::NO_INDEX;
     bench.push(&event, None);
     event.rip = 0x1234;
@@ -457,11 +694,12 @@ proptest! {
                     event.count = count;
                     event.flags = flags;
                     bench.push(&event, with.then_some(&*page));
-                    pushed += 1;
+                    pushed += u64::from(event.count.max(1));
                 }
                 Step::Raw(bytes) => {
-                    bench.push(&Event::read_from_bytes(&bytes).unwrap(), Some(&page));
-                    pushed += 1;
+                    let event = Event::read_from_bytes(&bytes).unwrap();
+                    bench.push(&event, Some(&page));
+                    pushed += u64::from(event.count.max(1));
                 }
                 Step::Lost(count) => {
                     bench.assembler.lost(u64::from(count));

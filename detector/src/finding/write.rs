@@ -1,10 +1,11 @@
-//! When two events are one finding.
+//! When two writes of one finding's kind, instruction page and frame are one.
 //!
-//! Same kind, same instruction, same page, and nobody has read the first yet.
-//! Writes must also touch or nearly touch: `rep movs` is seen one step at a time,
-//! and a step that happens to write the byte that was there leaves a gap, which
-//! is filled from the evidence page. Two writes far apart in a page are two
-//! findings, because they are two hooks.
+//! They must touch or nearly touch: `rep movs` is seen one step at a time, and a
+//! step that happens to write the byte that was there leaves a gap, which is
+//! filled from the evidence page. Two writes far apart in a page are two
+//! findings, because they are two hooks, and so are a hook and the restoring of
+//! what it replaced. What was read is not changed any more: then only a write of
+//! the same bytes to the same place is the same.
 
 use super::{EvidenceStore, Page};
 use crate::event::{Event, Flags};
@@ -13,27 +14,36 @@ use crate::wire::{Finding, FindingFlags, WRITE_ROOM};
 /// Unchanged bytes that two parts of one write may have between them.
 const GAP_MAX: usize = 16;
 
-/// Merges `event` into `finding` if they belong together; gives its number.
-pub(super) fn merge(
+/// Whether an event only repeats (a part of) a finding's write.
+pub(super) fn repeats(finding: &Finding, event: &Event) -> bool {
+    let first = range(finding.write_offset, finding.write_length);
+    let second = range(event.write_offset, event.write_length);
+    let within = first.0 <= second.0 && second.1 <= first.1;
+    let (Some(known), true) = (finding.new_bytes(), event.flags().contains(Flags::NEW)) else {
+        return false;
+    };
+    let Some(offset) = second.0.checked_sub(first.0).filter(|_| within) else {
+        return false;
+    };
+    let written = event.new.iter().take(event.write_bytes());
+    // Bytes that the finding does not hold are not compared.
+    let there = known.iter().skip(offset);
+    event.write_length > 0 && written.zip(there).all(|(new, old)| new == old)
+}
+
+/// Makes `finding` cover the event's write as well, if they touch.
+pub(super) fn join(
     finding: &mut Finding,
     event: &Event,
     evidence: Option<&Page>,
     pages: &EvidenceStore,
-) -> Option<u64> {
-    let same = finding.kind == event.kind
-        && finding.rip == event.rip
-        && finding.gpa >> 12 == event.gpa >> 12;
-    if !same {
-        return None;
+) -> bool {
+    if finding.write_length == 0 || event.write_length == 0 {
+        return false;
     }
-    let has_bytes = finding.write_length > 0 && event.write_length > 0;
-    if has_bytes {
-        let kept = pages.page(finding.seq);
-        let page = evidence.map(<[u8; 4096]>::as_slice).or(kept);
-        join(finding, event, page)?;
-    }
-    finding.count = finding.count.saturating_add(u64::from(event.count.max(1)));
-    Some(finding.seq)
+    let kept = pages.page(finding.seq);
+    let page = evidence.map(<[u8; 4096]>::as_slice).or(kept);
+    widen(finding, event, page).is_some()
 }
 
 /// A window of up to [`WRITE_ROOM`] bytes of a page with what is known of it.
@@ -45,23 +55,24 @@ struct Window {
 }
 
 impl Window {
-    fn put(&mut self, at: usize, old: u8, new: u8, keep_old: bool) {
+    fn put(&mut self, at: usize, old: u8, new: u8) {
         let Some(index) = at.checked_sub(self.start).filter(|i| *i < WRITE_ROOM) else {
             return;
         };
-        if !(keep_old && self.known[index]) {
-            self.old[index] = old;
-        }
+        self.old[index] = old;
         self.new[index] = new;
         self.known[index] = true;
     }
 }
 
-fn join(finding: &mut Finding, event: &Event, page: Option<&[u8]>) -> Option<()> {
+fn widen(finding: &mut Finding, event: &Event, page: Option<&[u8]>) -> Option<()> {
     let first = range(finding.write_offset, finding.write_length);
     let second = range(event.write_offset, event.write_length);
     let start = first.0.min(second.0);
     let end = first.1.max(second.1);
+    if first.0 < second.1 && second.0 < first.1 {
+        return None;
+    }
     let gap = first.1.min(second.1)..second.0.max(first.0);
     if gap.len() > GAP_MAX || (!gap.is_empty() && page.is_none()) {
         return None;
@@ -76,20 +87,14 @@ fn join(finding: &mut Finding, event: &Event, page: Option<&[u8]>) -> Option<()>
         .unwrap_or(0)
         .min(WRITE_ROOM);
     for index in 0..used {
-        window.put(
-            first.0 + index,
-            finding.old[index],
-            finding.new[index],
-            false,
-        );
+        window.put(first.0 + index, finding.old[index], finding.new[index]);
     }
-    // The later write says what is there now; what was there first stays.
     for index in 0..event.write_bytes() {
-        window.put(second.0 + index, event.old[index], event.new[index], true);
+        window.put(second.0 + index, event.old[index], event.new[index]);
     }
     for at in gap {
         if let Some(byte) = page.and_then(|page| page.get(at)) {
-            window.put(at, *byte, *byte, false);
+            window.put(at, *byte, *byte);
         }
     }
     let span = (end - start).min(WRITE_ROOM);

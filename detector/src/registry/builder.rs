@@ -28,6 +28,8 @@ pub struct ModuleSpec<'a> {
     pub load_order: u32,
     /// When it was loaded, 100 ns since 1601 (UTC); 0 if before the start.
     pub load_time: u64,
+    /// Generation of the first snapshot with it.
+    pub since: u32,
     /// Its entry point has returned: discardable sections are gone, their
     /// addresses are dead and their frames are not the module's any more.
     pub initialized: bool,
@@ -124,6 +126,7 @@ impl Builder {
             size: spec.size.into(),
             load_order: spec.load_order.into(),
             first_section: 0.into(),
+            since: spec.since.into(),
             section_count: u16::try_from(count)
                 .map_err(|_| BuildError::TooMany)?
                 .into(),

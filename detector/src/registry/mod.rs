@@ -82,6 +82,9 @@ pub struct Module<'a> {
     pub load_order: u32,
     /// When it was loaded, 100 ns since 1601 (UTC); 0 if before the start.
     pub load_time: u64,
+    /// Generation of the first snapshot that held it: events of earlier ones
+    /// cannot be about it.
+    pub since: u32,
     /// Its entry point has returned, so discardable sections are gone.
     pub initialized: bool,
     /// Index of its first section.
@@ -280,6 +283,7 @@ impl<'a> View<'a> {
             size: record.size.get(),
             load_order: record.load_order.get(),
             load_time: record.load_time.get(),
+            since: record.since.get(),
             initialized: record.flags & MODULE_INITIALIZED != 0,
             first_section: record.first_section.get(),
             section_count: record.section_count.get(),

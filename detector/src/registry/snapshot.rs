@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// "HVDREG\0\x01", little-endian.
 pub(super) const MAGIC: u64 = 0x0100_4745_5244_5648;
 /// Changes whenever a record does.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Room for a module's name.
 pub(super) const NAME_ROOM: usize = 64;
@@ -45,6 +45,8 @@ pub(super) struct ModuleRecord {
     pub(super) size: U32,
     pub(super) load_order: U32,
     pub(super) first_section: U32,
+    /// Generation of the first snapshot with this module.
+    pub(super) since: U32,
     pub(super) section_count: U16,
     pub(super) name_length: u8,
     pub(super) flags: u8,
@@ -86,6 +88,6 @@ pub(super) const NO_FRAME: u64 = u64::MAX;
 pub(super) type PageRecord = U64;
 
 const _: () = assert!(size_of::<Header>() == 56);
-const _: () = assert!(size_of::<ModuleRecord>() == 96);
+const _: () = assert!(size_of::<ModuleRecord>() == 100);
 const _: () = assert!(size_of::<SectionRecord>() == 28);
 const _: () = assert!(size_of::<FrameRecord>() == 16);

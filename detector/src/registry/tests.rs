@@ -27,6 +27,7 @@ fn spec(name: &str, base: u64, size: u32) -> ModuleSpec<'_> {
         size,
         load_order: 0,
         load_time: 0,
+        since: 0,
         initialized: true,
     }
 }

@@ -21,6 +21,7 @@ fn snapshot(initialized: bool) -> Vec<u8> {
         size: 0x5000,
         load_order: 0,
         load_time: 0,
+        since: 2,
         initialized,
     };
     let sections = [
@@ -182,6 +183,137 @@ fn writes_are_judged_by_frame() {
     assert_eq!(judge(0x10_4000, false), WriteVerdict::NotCode);
     let own = judge(0x9000_0000, true);
     assert_eq!(own.kind(), Some(Kind::SelfModifyingPage));
+}
+
+#[test]
+fn a_section_about_to_be_discarded_is_live_only_where_it_was_loaded() {
+    let loading = snapshot(false);
+    let view = View::new(&loading).unwrap();
+    let elsewhere = FetchFacts {
+        questions: Questions::MODULE | Questions::SECTION,
+        ..kernel(BASE + 0x4010, 0x9000_0010)
+    };
+    let discarded = FetchVerdict::Report(Kind::DiscardedSectionExecution);
+    assert_eq!(fetch(&view, &elsewhere), discarded);
+    // Ordinary code at another frame is another question's affair.
+    let text = FetchFacts {
+        questions: elsewhere.questions,
+        ..kernel(BASE + 0x1010, 0x9000_0010)
+    };
+    assert_eq!(fetch(&view, &text), FetchVerdict::Allow);
+}
+
+/// A write to the first page of victim.sys, as the snapshot of generation 4 knew
+/// it.
+fn code_write(in_place: bool) -> Event {
+    let bytes = snapshot(true);
+    let mut event = Event::new(Kind::ModuleCodeWrite);
+    event.rip = 0xffff_9000_0000_0000;
+    event.gpa = 0x10_1123;
+    annotate(&View::new(&bytes).unwrap(), &mut event);
+    if in_place {
+        event.mark(Flags::IN_PLACE);
+    }
+    event
+}
+
+/// A later list: the kernel, and perhaps a module with frame 0x101 at this
+/// offset, known since this generation.
+fn later(module: Option<(u32, u32)>) -> Vec<u8> {
+    let spec = |name, base, load_order, since| ModuleSpec {
+        name,
+        base,
+        size: 0x5000,
+        load_order,
+        load_time: 0,
+        since,
+        initialized: true,
+    };
+    let text = |rva| Section {
+        name: *b".text\0\0\0",
+        rva,
+        size: 0x1000,
+        characteristics: 0x6000_0020,
+    };
+    let mut builder = Builder::new(9);
+    builder
+        .module(
+            &spec("ntoskrnl.exe", BASE + 0x10_0000, 0, 1),
+            [text(0x1000)],
+            |_| Some(1),
+        )
+        .unwrap();
+    if let Some((rva, since)) = module {
+        builder
+            .module(&spec("other.sys", BASE, 7, since), [text(rva)], |_| {
+                Some(0x101)
+            })
+            .unwrap();
+    }
+    builder.finish().unwrap()
+}
+
+#[test]
+fn a_write_to_code_holds_as_long_as_the_code_is_there() {
+    let holds = |bytes: &[u8], event: &Event| still_holds(&View::new(bytes).unwrap(), event);
+    for in_place in [false, true] {
+        let event = code_write(in_place);
+        assert!(holds(&snapshot(true), &event), "nothing has changed");
+        assert!(holds(&later(Some((0x1000, 4))), &event));
+        assert_eq!(holds(&later(None), &event), in_place, "unloaded since");
+        let moved = later(Some((0x2000, 4)));
+        assert_eq!(holds(&moved, &event), in_place, "another page of it");
+        let replaced = later(Some((0x1000, 5)));
+        assert_eq!(holds(&replaced, &event), in_place, "another module");
+        let mut by_loader = event;
+        by_loader.rip = BASE + 0x10_0123;
+        assert!(!holds(&replaced, &by_loader), "which the kernel loaded");
+        assert_eq!(holds(&later(None), &by_loader), in_place);
+        assert!(holds(&snapshot(true), &by_loader));
+    }
+    let mut other = code_write(false);
+    other.kind = Kind::SelfModifyingPage as u16;
+    assert!(holds(&later(None), &other));
+}
+
+#[test]
+fn the_home_of_a_frame_is_its_modules_address() {
+    let bytes = snapshot(true);
+    let view = View::new(&bytes).unwrap();
+    assert_eq!(home(&view, 0x10_1abc), Some(BASE + 0x1abc));
+    assert_eq!(home(&view, 0x10_3000), None);
+    let event = code_write(false);
+    assert_eq!(event.victim_va, BASE + 0x1123);
+    assert!(event.flags().contains(Flags::VICTIM_VA));
+}
+
+#[test]
+fn code_that_its_file_marks_writable_is_known() {
+    let mut builder = Builder::new(1);
+    let spec = ModuleSpec {
+        name: "rwx.sys",
+        base: BASE,
+        size: 0x3000,
+        load_order: 1,
+        load_time: 0,
+        since: 1,
+        initialized: true,
+    };
+    let section = |rva, characteristics| Section {
+        name: *b"code\0\0\0\0",
+        rva,
+        size: 0x1000,
+        characteristics,
+    };
+    let sections = [section(0x1000, 0x6000_0020), section(0x2000, 0xE000_0020)];
+    builder
+        .module(&spec, sections, |va| Some((va - BASE) >> 12))
+        .unwrap();
+    let bytes = builder.finish().unwrap();
+    let view = View::new(&bytes).unwrap();
+    assert!(!is_writable_code(&view, 0x1000));
+    assert!(is_writable_code(&view, 0x2abc));
+    assert!(!is_writable_code(&view, 0x3000));
 }
 
 #[test]

@@ -35,20 +35,21 @@ fn the_layouts_are_frozen() {
     assert_eq!(size_of::<StopRequest>(), 24);
     assert_eq!(size_of::<StopReply>(), 32);
     assert_eq!(size_of::<WaitRequest>(), 32);
-    assert_eq!(size_of::<WaitReply>(), 104);
+    assert_eq!(size_of::<WaitReply>(), 120);
     assert_eq!(size_of::<EvidenceRequest>(), 24);
     assert_eq!(size_of::<EvidenceReply>(), 4128);
     assert_eq!(size_of::<Pages>(), 40);
-    assert_eq!(size_of::<Accounts>(), 64);
-    assert_eq!(size_of::<StatusReply>(), 888);
+    assert_eq!(size_of::<Accounts>(), 80);
+    assert_eq!(size_of::<StatusReply>(), 912);
     assert_eq!(offset_of!(StatusReply, features), 32);
     assert_eq!(offset_of!(StatusReply, exits), 48);
     assert_eq!(offset_of!(StatusReply, pages), 696);
     assert_eq!(offset_of!(StatusReply, flips), 792);
-    assert_eq!(offset_of!(StatusReply, accounts), 824);
+    assert_eq!(offset_of!(StatusReply, notes), 824);
+    assert_eq!(offset_of!(StatusReply, accounts), 832);
     assert_eq!(size_of::<Place>(), 168);
     assert_eq!(size_of::<ImageChange>(), 88);
-    assert_eq!(size_of::<Finding>(), 1288);
+    assert_eq!(size_of::<Finding>(), 1376);
     assert_eq!(offset_of!(Finding, rip), 48);
     assert_eq!(offset_of!(Finding, gprs), 112);
     assert_eq!(offset_of!(Finding, actor), 240);
@@ -57,6 +58,7 @@ fn the_layouts_are_frozen() {
     assert_eq!(offset_of!(Finding, old), 776);
     assert_eq!(offset_of!(Finding, sha256), 904);
     assert_eq!(offset_of!(Finding, timeline), 936);
+    assert_eq!(offset_of!(Finding, earlier), 1288);
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn every_number_has_its_name_and_back() {
         assert_eq!(StartError::from_raw(*error as u32), Some(*error));
     }
     assert_eq!(StartError::from_raw(0), None);
-    assert_eq!(StartError::ALL.len(), 20);
+    assert_eq!(StartError::ALL.len(), 30);
     assert_eq!(
         State::from_raw(State::Monitoring as u32),
         Some(State::Monitoring)
@@ -94,7 +96,7 @@ fn requests_are_taken_only_as_they_should_be() {
         request::<StartRequest>(bad.as_bytes())
     };
     assert_eq!(broken(|r| r.header.magic = 0), Err(Malformed::Magic));
-    assert_eq!(broken(|r| r.header.version = 2), Err(Malformed::Version));
+    assert_eq!(broken(|r| r.header.version = 1), Err(Malformed::Version));
     assert_eq!(broken(|r| r.header.size = 23), Err(Malformed::Size));
     assert_eq!(broken(|r| r.header.reserved = 1), Err(Malformed::Flags));
     assert_eq!(broken(|r| r.header.reserved2 = 1), Err(Malformed::Flags));
@@ -112,7 +114,7 @@ fn a_reply_that_promises_more_than_it_holds_is_refused() {
     assert!(findings(&wait, &two).is_err());
     let (read, rest) = reply::<WaitReply>(wait.as_bytes()).unwrap();
     assert_eq!((read.count, rest.len()), (u32::MAX, 0));
-    assert_eq!(reply::<WaitReply>(&[0; 104]).err(), Some(Malformed::Magic));
+    assert_eq!(reply::<WaitReply>(&[0; 120]).err(), Some(Malformed::Magic));
 }
 
 #[test]
@@ -126,21 +128,25 @@ fn hostile_lengths_in_a_finding_stay_inside_it() {
     assert_eq!(finding.victim.section().unwrap().len(), 8);
     assert_eq!(finding.returns.export().unwrap().len(), NAME_ROOM);
     assert_eq!(finding.timeline().map(ImageChange::name).count(), 4);
+    assert_eq!(finding.earlier(), None);
 }
 
 #[test]
 fn accounts_balance_or_not() {
     let mut accounts = Accounts {
-        produced: 15,
+        produced: 28,
         findings: 6,
         delivered: 4,
         queued: 2,
         merged: 3,
         ring_full: 5,
         queue_full: 1,
+        rate_limited: 6,
+        stale: 7,
         no_evidence: 9,
     };
     assert!(accounts.balance());
+    assert_eq!(accounts.dropped(), 12);
     accounts.merged = 4;
     assert!(!accounts.balance());
     accounts.merged = u64::MAX;

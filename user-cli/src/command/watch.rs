@@ -145,12 +145,13 @@ fn summary(printed: u64, accounts: Option<&Accounts>) {
     // Writing to a String cannot fail.
     let mut text = format!("{printed} findings.");
     if let Some(accounts) = accounts {
-        let dropped = accounts.ring_full + accounts.queue_full;
+        let dropped = accounts.dropped();
         if dropped > 0 {
             let _ = write!(
                 text,
-                " {dropped} events were dropped: {} (a core's ring full), {} (too many unread).",
-                accounts.ring_full, accounts.queue_full
+                " {dropped} events were dropped: {} (a core's ring full), {} (too many unread), \
+                 {} (too many at once).",
+                accounts.ring_full, accounts.queue_full, accounts.rate_limited
             );
         }
         if !accounts.balance() {

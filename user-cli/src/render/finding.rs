@@ -19,6 +19,7 @@ fn headline(record: &Record) -> String {
         "module-code-write" => format!("{actor} wrote to the code of {victim}"),
         "readonly-data-write" => format!("{actor} wrote to read-only data of {victim}"),
         "self-modifying-page" => format!("code wrote to its own page at {victim}"),
+        "virtualization-attempt" => format!("{actor} tried to use VT-x"),
         "tamper" => format!("{actor} reached for hvdetect at {victim}"),
         _ => format!("{actor} at {victim}"),
     }
@@ -74,6 +75,13 @@ pub(crate) fn short(record: &Record, paint: Paint) -> String {
     }
     if let (Some(old), Some(new)) = (&record.old, &record.new) {
         detail(format!("{} -> {}", spaced(old), spaced(new)));
+    }
+    if let Some(image) = &record.earlier {
+        detail(format!(
+            "where {} was until {} ms before",
+            escape::text(&image.name),
+            image.before_ms
+        ));
     }
     if let Some(image) = record.timeline.first() {
         detail(format!(
@@ -159,6 +167,16 @@ pub(crate) fn full(record: &Record, paint: Paint) -> String {
     }
     if !record.flags.is_empty() {
         line("flags", &escape::text(&record.flags.join(", ")));
+    }
+    if let Some(image) = &record.earlier {
+        let what = format!(
+            "{} at {}, {:#x} bytes, unloaded {} ms before",
+            escape::text(&image.name),
+            escape::text(&image.base),
+            image.size,
+            image.before_ms
+        );
+        line("once there", &what);
     }
     for image in &record.timeline {
         let what = format!(

@@ -4,7 +4,7 @@ use crate::output::Paint;
 use crate::record::SCHEMA;
 use crate::render::exits;
 use crate::time::rfc3339;
-use detector::wire::{Features, Gaps, State, StatusReply, Vendor};
+use detector::wire::{Features, Gaps, Notes, State, StatusReply, Vendor};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
@@ -39,6 +39,8 @@ pub(crate) struct Status {
     address_bits: u32,
     started: Option<String>,
     driver: String,
+    /// What the start changed about the machine.
+    notes: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +56,7 @@ struct Pages {
 struct Dropped {
     ring_full: u64,
     queue_full: u64,
+    rate_limited: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,6 +65,7 @@ struct Accounts {
     delivered: u64,
     queued: u64,
     merged: u64,
+    stale: u64,
     no_evidence: u64,
     balanced: bool,
 }
@@ -126,6 +130,13 @@ const GAPS: [(Gaps, &str, &str); 5] = [
         "the list of modules is not complete",
     ),
 ];
+
+const NOTES: [(Notes, &str, &str); 1] = [(
+    Notes::FIRMWARE_LOCKED,
+    "firmware-locked",
+    "the firmware had left VT-x unlocked (IA32_FEATURE_CONTROL): it was allowed and locked, until \
+     the machine restarts",
+)];
 
 impl Status {
     pub(crate) fn new(reply: &StatusReply, driver: [u16; 3]) -> Status {
@@ -197,12 +208,14 @@ impl Status {
             dropped: Dropped {
                 ring_full: accounts.ring_full,
                 queue_full: accounts.queue_full,
+                rate_limited: accounts.rate_limited,
             },
             accounts: Accounts {
                 produced: accounts.produced,
                 delivered: accounts.delivered,
                 queued: accounts.queued,
                 merged: accounts.merged,
+                stale: accounts.stale,
                 no_evidence: accounts.no_evidence,
                 balanced: accounts.balance(),
             },
@@ -211,6 +224,11 @@ impl Status {
             address_bits: reply.address_bits,
             started: (reply.started != 0).then(|| rfc3339(reply.started)),
             driver: format!("{}.{}.{}", driver[0], driver[1], driver[2]),
+            notes: NOTES
+                .iter()
+                .filter(|(bit, ..)| Notes::from_bits_retain(reply.notes).contains(*bit))
+                .map(|(_, name, _)| *name)
+                .collect(),
         }
     }
 
@@ -240,6 +258,9 @@ impl Status {
             ),
         );
         line("Abilities", self.abilities());
+        for (_, _, text) in NOTES.iter().filter(|(_, n, _)| self.notes.contains(n)) {
+            line("Note", (*text).to_owned());
+        }
         line("Coverage", paint.bold(self.coverage));
         for (_, _, text) in GAPS.iter().filter(|(_, name, _)| self.gaps.contains(name)) {
             line("", (*text).to_owned());
@@ -286,20 +307,22 @@ impl Status {
         line(
             "Findings",
             format!(
-                "{} ({} not read yet); {} events: {} merged, {} without evidence",
+                "{} ({} not read yet); {} events: {} merged, {} stale, {} without evidence",
                 self.findings,
                 self.accounts.queued,
                 self.accounts.produced,
                 self.accounts.merged,
+                self.accounts.stale,
                 self.accounts.no_evidence
             ),
         );
         line(
             "Dropped",
             format!(
-                "{} (a core's ring full), {} (too many unread){}",
+                "{} (a core's ring full), {} (too many unread), {} (too many at once){}",
                 self.dropped.ring_full,
                 self.dropped.queue_full,
+                self.dropped.rate_limited,
                 if self.accounts.balanced {
                     ""
                 } else {
@@ -359,12 +382,15 @@ pub(crate) mod tests {
         reply.modules = 3;
         reply.generation = 9;
         reply.started = 133_800_000_000_000_000;
-        reply.accounts.produced = 12;
+        reply.notes = Notes::FIRMWARE_LOCKED.bits();
+        reply.accounts.produced = 25;
         reply.accounts.findings = 3;
         reply.accounts.delivered = 2;
         reply.accounts.queued = 1;
         reply.accounts.merged = 4;
         reply.accounts.ring_full = 5;
+        reply.accounts.rate_limited = 6;
+        reply.accounts.stale = 7;
         reply
     }
 
