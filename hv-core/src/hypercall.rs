@@ -14,6 +14,7 @@ use crate::counters::Counters;
 use crate::hypervisor::Nested;
 use crate::memory::GuestMemory;
 use crate::percpu::Core;
+use crate::platform::Ram;
 use crate::shootdown;
 use crate::vmx::vcpu;
 
@@ -27,6 +28,9 @@ pub const PUBLISH: u64 = 3;
 pub const COMMIT: u64 = 4;
 /// Read one of the figures of the nested tables: its number, see [`Figure`].
 pub const MEASURE: u64 = 5;
+
+/// Use this list of RAM: its linear address in the second operand.
+pub const MEMORY: u64 = 6;
 
 /// Done.
 pub const OK: u64 = 0;
@@ -81,6 +85,7 @@ pub fn answer(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> Answe
         LEAVE => Answer::Leave,
         PUBLISH => Answer::Value(publish(core, request, memory)),
         COMMIT => Answer::Value(commit(core, request.first)),
+        MEMORY => Answer::Value(memory_list(core, request.second, memory)),
         MEASURE => Answer::Value(measure(core, request.first)),
         _ => Answer::Value(REFUSED),
     }
@@ -100,6 +105,29 @@ fn publish(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> u64 {
     } else {
         REFUSED
     }
+}
+
+fn memory_list(core: &Core, address: u64, memory: &GuestMemory<'_>) -> u64 {
+    let hypervisor = core.hypervisor();
+    let (Some(space), Some(found), Some(copy)) = (
+        hypervisor.nested(),
+        memory.translate(Gva::new(address)),
+        core.before.first(),
+    ) else {
+        return REFUSED;
+    };
+    if core.state.step.count.get() > 0 || !memory.copy_page(found.gpa, copy.0.get()) {
+        return REFUSED;
+    }
+    // SAFETY: the page is larger than the list, aligned, and holds integers only,
+    // for which all bits are valid.
+    let ram = unsafe { &*(&raw const *copy).cast::<Ram>() };
+    let held = hypervisor.transition.acquire(|| shootdown::serve(core));
+    let taken = hypervisor
+        .ram
+        .replace(ram, &hypervisor.mtrr, space.limit().as_u64());
+    drop(held);
+    if taken { OK } else { REFUSED }
 }
 
 fn commit(core: &Core, bytes: u64) -> u64 {

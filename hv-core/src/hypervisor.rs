@@ -10,7 +10,7 @@ use ept::space::Space;
 
 use crate::monitor::Monitor;
 use crate::percpu::Core;
-use crate::platform::Ram;
+use crate::ram::CurrentRam;
 use crate::transition::TransitionLock;
 use crate::vmx::caps::Controls;
 
@@ -52,8 +52,8 @@ pub struct Hypervisor {
     pub transition: TransitionLock,
     /// Generation of rights: raised by each revocation.
     pub generation: AtomicU64,
-    /// RAM of the machine.
-    pub ram: Ram,
+    /// RAM of the machine, as it was at the start or was told since.
+    pub ram: CurrentRam,
     /// The policy.
     pub monitor: Option<&'static dyn Monitor>,
     /// The cores' regions; the first `count` are valid.

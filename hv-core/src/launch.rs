@@ -225,6 +225,23 @@ impl<P: Platform> Machine<P> {
         answer == hypercall::OK
     }
 
+    /// Tells root mode which memory there is now: it can be added to a running
+    /// machine. `false` when the list cannot be had, or root mode refuses it. Not
+    /// together with [`Self::publish`].
+    #[must_use]
+    pub fn refresh_memory(&self) -> bool {
+        let Some(ram) = self.platform.ram() else {
+            return false;
+        };
+        const { assert!(size_of::<Ram>() <= 4096) }
+        let page = self.bounce.va as *mut Ram;
+        // SAFETY: a page of our own, resident, used by this caller alone.
+        unsafe { page.write(ram) };
+        // SAFETY: this core is a guest: all are, and none leaves meanwhile.
+        let answer = unsafe { instr::vmcall(self.secret, hypercall::MEMORY, 0, self.bounce.va) };
+        answer == hypercall::OK
+    }
+
     /// How it stands.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -372,7 +389,7 @@ fn build<M: Monitor + 'static>(
     // SAFETY: as above.
     unsafe { set_fields(hypervisor, probe, image, cores) };
     // SAFETY: a field of the same block.
-    let ram = unsafe { &mut (*hypervisor).ram };
+    let ram = unsafe { (*hypervisor).ram.first() };
     set_ram(platform, ram)?;
     let monitor = place_monitor(platform, ledger, probe, monitor)?;
     // SAFETY: a field of the same block.

@@ -42,6 +42,7 @@ pub mod memory;
 pub mod monitor;
 pub mod percpu;
 pub mod platform;
+pub mod ram;
 pub mod seeded;
 pub mod shootdown;
 pub mod step;

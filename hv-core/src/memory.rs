@@ -27,7 +27,7 @@ impl<'a> GuestMemory<'a> {
     /// hidden from the guest is not shown through root mode either.
     fn frame(&self, gpa: u64) -> Option<u64> {
         let hypervisor = self.core.hypervisor();
-        if !hypervisor.ram.contains(gpa) {
+        if !hypervisor.ram.get().contains(gpa) {
             return None;
         }
         let nested = hypervisor.nested()?;
