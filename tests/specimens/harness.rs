@@ -43,7 +43,11 @@ const ERROR_LEVEL: ULONG = 0;
 /// Says what is about to run, and where: one line in the debugger, and to the
 /// lab the physical address of the foreign code.
 pub(crate) fn announce(name: &CStr, entry: u64) {
-    let frame = physical_address(entry);
+    announce_at(name, entry, physical_address(entry));
+}
+
+/// The same of an address that the system does not map.
+pub(crate) fn announce_at(name: &CStr, entry: u64, frame: u64) {
     // SAFETY: the format takes a string and two 64-bit numbers.
     unsafe {
         DbgPrintEx(

@@ -129,6 +129,9 @@ pub(crate) struct Expectation {
     /// It runs already when monitoring starts.
     #[serde(default)]
     pub(crate) before_start: bool,
+    /// What its driver must have said on the console by then (`specimen …`).
+    #[serde(default)]
+    pub(crate) says: Vec<String>,
     /// How long it is left running, in milliseconds.
     #[serde(default)]
     pub(crate) run_ms: u64,

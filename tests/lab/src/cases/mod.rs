@@ -212,6 +212,14 @@ const TABLE: &[Case] = &[
         run: specimens::without_mtf,
     },
     Case {
+        name: "no-mtf-forms",
+        about: "every form of self-writing instruction, stepped without MTF",
+        on: On::Models,
+        // Until the trap flag is taken out of what a stepped PUSHF stores.
+        long: true,
+        run: specimens::all_forms_without_mtf,
+    },
+    Case {
         name: "jit-silent",
         about: "ring-3 programs, one of which rewrites its own code, cause no finding",
         on: On::Models,

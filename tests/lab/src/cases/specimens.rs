@@ -52,18 +52,26 @@ pub(super) fn found_as_expected(stage: &mut Stage<'_>, name: &str) -> Result<()>
     attack(stage, name, &["start"])
 }
 
+/// Every form of a write is a case of its own without the monitor trap flag.
+const ALL_FORMS: &str = "self-writer-forms";
+
 pub(super) fn without_mtf(stage: &mut Stage<'_>) -> Result<()> {
     for name in images::specimen_names()? {
         let expected = expectation(&name)?;
-        if expected
-            .kinds
-            .iter()
-            .any(|k| k.kind == "self-modifying-page")
+        if name != ALL_FORMS
+            && expected
+                .kinds
+                .iter()
+                .any(|k| k.kind == "self-modifying-page" || k.kind == "module-code-write")
         {
             attack(stage, &name, &["start", "--no-mtf"]).context(name)?;
         }
     }
     Ok(())
+}
+
+pub(super) fn all_forms_without_mtf(stage: &mut Stage<'_>) -> Result<()> {
+    attack(stage, ALL_FORMS, &["start", "--no-mtf"])
 }
 
 /// Every specimen once, each on a fresh machine.
@@ -91,6 +99,7 @@ fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<()> {
         client.start_service(&expected.service)?;
     }
     let findings = wait(stage, &expected)?;
+    has_said(stage, &expected)?;
     expected.check(&findings, &stage.entries()?)?;
     before_the_first_instruction(stage, &findings)?;
     stage.witness()?;
@@ -113,6 +122,23 @@ fn wait(stage: &Stage<'_>, expected: &Expectation) -> Result<Vec<Finding>> {
         let findings = stage.findings()?;
         if expected.satisfied(&findings, &stage.entries()?) || Instant::now() > end {
             return Ok(findings);
+        }
+    }
+}
+
+/// Specimens check what their own instructions did, and say it.
+fn has_said(stage: &Stage<'_>, expected: &Expectation) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let console = stage.machine()?.console();
+        let missing = expected
+            .says
+            .iter()
+            .find(|words| !console.contains(words.as_str()));
+        match missing {
+            None => return Ok(()),
+            Some(words) if Instant::now() > end => bail!("the specimen has not said \"{words}\""),
+            Some(_) => thread::sleep(Duration::from_millis(20)),
         }
     }
 }
