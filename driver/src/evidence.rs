@@ -14,15 +14,31 @@ const FILLED: u32 = 1;
 const CLAIMED: u32 = 2;
 
 /// States of `N` pages and how many events went without one; all zeros is free.
-#[repr(C, align(4096))]
+#[cfg_attr(not(test), repr(C, align(4096)))]
 pub(crate) struct States<const N: usize> {
     used: [AtomicU32; N],
     missed: AtomicU64,
 }
 
 /// A page of evidence.
-#[repr(C, align(4096))]
+#[cfg_attr(not(test), repr(C, align(4096)))]
 pub(crate) struct EvidencePage<T>(pub(crate) Cell<T>);
+
+#[cfg(test)]
+impl<const N: usize> States<N> {
+    /// All pages free.
+    pub(crate) fn new() -> Self {
+        Self {
+            used: core::array::from_fn(|_| AtomicU32::new(FREE)),
+            missed: AtomicU64::new(0),
+        }
+    }
+
+    /// Events that went without a page.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Acquire)
+    }
+}
 
 impl<const N: usize> States<N> {
     /// Writer: claims a free page, lets `fill` write it, and gives its number;

@@ -142,6 +142,11 @@ impl Driver {
         };
         let mut told = |change, module: &Known| self.tell(change, module);
         let changed = modules.merge(&list, asked, &mut told);
+        if look == Look::Whole
+            && let Some(machine) = &*self.machine.lock()
+        {
+            machine.refresh_memory();
+        }
         if changed || look == Look::Whole {
             self.rebuild(&mut modules);
         }

@@ -8,7 +8,7 @@ use core::cell::RefCell;
 use detector::event::Event;
 use detector::finding::Page;
 use detector::registry::View;
-use detector::wire::{Features, Gaps, Pages, StartError, StartFlags, StatusReply};
+use detector::wire::{Features, Gaps, Notes, Pages, StartError, StartFlags, StatusReply};
 use ept::addr::Pfn;
 use hv_core::error;
 use hv_core::launch::{self, Options};
@@ -107,6 +107,13 @@ impl Machine {
         !self.broken && self.hypervisor.publish(snapshot)
     }
 
+    /// Tells root mode of memory that was added to the machine.
+    pub(crate) fn refresh_memory(&self) {
+        if !self.broken {
+            let _ = self.hypervisor.refresh_memory();
+        }
+    }
+
     /// Whether an event waits to be drained.
     pub(crate) fn waiting(&self) -> bool {
         self.rings.try_borrow().is_ok_and(|rings| rings.waiting())
@@ -143,6 +150,9 @@ impl Machine {
         gaps.set(Gaps::TABLES_EXHAUSTED, status.totals.exhausted > 0);
         gaps.set(Gaps::EXEMPT_PAGES, exempt > 0 || status.abandoned);
         reply.gaps = gaps.bits();
+        let mut notes = Notes::empty();
+        notes.set(Notes::FIRMWARE_LOCKED, status.firmware_locked);
+        reply.notes = notes.bits();
         reply.exits = status.totals.exits;
         reply.exits_other = status.totals.unknown;
         reply.pages = Pages {

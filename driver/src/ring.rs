@@ -24,7 +24,7 @@ const CLOSED: u32 = u32::MAX;
 pub(crate) struct Key(pub(crate) u64, pub(crate) u64);
 
 /// The ring; all zeros is an empty one.
-#[repr(C, align(4096))]
+#[cfg_attr(not(test), repr(C, align(4096)))]
 pub(crate) struct Ring<T, const N: usize> {
     head: AtomicU64,
     tail: AtomicU64,
@@ -40,6 +40,32 @@ pub(crate) struct Ring<T, const N: usize> {
 pub(crate) struct Ledger<const N: usize> {
     head: AtomicU64,
     keys: [[AtomicU64; 2]; N],
+}
+
+#[cfg(test)]
+impl<T: Default, const N: usize> Ring<T, N> {
+    /// An empty ring.
+    pub(crate) fn new() -> Self {
+        Self {
+            head: AtomicU64::new(0),
+            tail: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            told: AtomicU64::new(0),
+            repeats: core::array::from_fn(|_| AtomicU32::new(0)),
+            slots: core::array::from_fn(|_| Cell::new(T::default())),
+        }
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> Ledger<N> {
+    /// The ledger of an empty ring.
+    pub(crate) fn new() -> Self {
+        Self {
+            head: AtomicU64::new(0),
+            keys: core::array::from_fn(|_| [AtomicU64::new(0), AtomicU64::new(0)]),
+        }
+    }
 }
 
 impl<T: Copy, const N: usize> Ring<T, N> {
