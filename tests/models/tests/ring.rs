@@ -1,0 +1,68 @@
+//! Every interleaving of a ring's writer and reader, and of the evidence pages.
+//!
+//! `driver/src/ring.rs` and `driver/src/evidence.rs` themselves, with loom's
+//! atomics and cells: a cell that both sides touch at once fails the model. The
+//! broken variants (`ring_variants.rs`) prove that it would notice.
+
+mod sync {
+    pub(crate) use loom::cell::UnsafeCell as Cell;
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+}
+
+#[path = "../../../driver/src/evidence.rs"]
+mod evidence;
+#[path = "../../../driver/src/ring.rs"]
+mod ring;
+
+mod scenarios {
+    include!("ring_scenarios.rs");
+}
+
+mod variants {
+    include!(concat!(env!("OUT_DIR"), "/ring_variants.rs"));
+}
+
+#[test]
+fn every_event_is_taken_once_or_counted() {
+    scenarios::writer_and_reader();
+}
+
+#[test]
+fn repeats_are_counted_with_their_like() {
+    scenarios::repeats();
+}
+
+#[test]
+fn a_page_belongs_to_one_side() {
+    scenarios::pages();
+}
+
+#[test]
+fn two_cores_share_the_pages() {
+    scenarios::two_writers();
+}
+
+macro_rules! wrong {
+    ($($variant:ident in $scenario:ident,)*) => {$(
+        #[test]
+        #[should_panic]
+        fn $variant() {
+            variants::$variant::scenarios::$scenario();
+        }
+    )*};
+}
+
+wrong! {
+    event_after_the_position in writer_and_reader,
+    relaxed_position in writer_and_reader,
+    relaxed_tail in writer_and_reader,
+    loss_is_not_counted in writer_and_reader,
+    full_ring_is_overwritten in writer_and_reader,
+    count_is_not_closed in writer_and_reader,
+    count_is_read_early in writer_and_reader,
+    count_is_not_reset in repeats,
+    repeat_wins_over_the_reader in writer_and_reader,
+    page_is_freed_early in pages,
+    relaxed_free in pages,
+    page_is_claimed_twice in two_writers,
+}
