@@ -56,6 +56,9 @@ pub struct FetchFacts {
     pub long_mode: bool,
     /// User and supervisor execute rights are separate.
     pub mbec: bool,
+    /// The frame has been written since, while its module's address did not lead
+    /// to it: it is not the module's any more.
+    pub left: bool,
     /// What the caller knows of the page's content.
     pub content: Content,
     /// What to ask.
@@ -108,7 +111,7 @@ fn first_failure(
     let section = || {
         not_live_code(at_rip)
             .or(not_live_code(at_gla))
-            .or(discarded_frame(view, at_gla, facts.gpa))
+            .or(discarded_frame(view, at_gla, facts))
     };
     let frame = || wrong_frame(view, at_gla, facts.gpa);
     let content = || wrong_content(facts.content);
@@ -137,12 +140,12 @@ fn not_live_code(hit: Option<AddressHit>) -> Option<Kind> {
 
 /// The loader frees a discardable section when the entry point has returned, and
 /// the registry learns of that a little later. Meanwhile the section is live
-/// only in the frames that it was loaded into: another frame at its address was
-/// put there by somebody else.
-fn discarded_frame(view: &View<'_>, hit: Option<AddressHit>, gpa: u64) -> Option<Kind> {
+/// only in the frames that it was loaded into, as long as nobody else has used
+/// them: anything else at its address was put there by somebody.
+fn discarded_frame(view: &View<'_>, hit: Option<AddressHit>, facts: &FetchFacts) -> Option<Kind> {
     let hit = hit.filter(|hit| hit.discardable)?;
     let loaded = view.frame_of(hit.section?, hit.offset)?;
-    (loaded != gpa >> 12).then_some(Kind::DiscardedSectionExecution)
+    (facts.left || loaded != facts.gpa >> 12).then_some(Kind::DiscardedSectionExecution)
 }
 
 /// A page that the loader had not made resident when the snapshot was built has

@@ -155,6 +155,7 @@ unsafe extern "C" fn run(context: PVOID) {
             rounds = 0;
             driver.refresh_images(Look::Whole);
         }
+        driver.look_at_entries();
         now(driver);
     }
     // SAFETY: this is the thread itself; nothing is left to be dropped.

@@ -152,6 +152,15 @@ impl Driver {
         }
     }
 
+    /// Looks whether entry points have returned since the last look: their
+    /// discarded sections are dead at once.
+    pub(crate) fn look_at_entries(&self) {
+        let mut modules = self.images.lock();
+        if modules.watching && modules.notice_returned() {
+            self.rebuild(&mut modules);
+        }
+    }
+
     fn image_loaded(&self, name: Name, base: u64, size: u32) {
         let mut modules = self.images.lock();
         if !modules.watching {
@@ -300,10 +309,15 @@ impl Modules {
             self.add(module);
             changed = true;
         }
-        for module in &mut self.known {
-            let now = module.initialized || module.looks_initialized();
-            changed |= now != module.initialized;
-            module.initialized = now;
+        self.notice_returned() || changed
+    }
+
+    /// Whether an entry point has returned since the last look.
+    fn notice_returned(&mut self) -> bool {
+        let mut changed = false;
+        for module in self.known.iter_mut().filter(|module| !module.initialized) {
+            module.initialized = module.looks_initialized();
+            changed |= module.initialized;
         }
         changed
     }

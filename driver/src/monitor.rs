@@ -304,6 +304,7 @@ unsafe impl Monitor for RootMonitor {
             cpl: fault.cpl,
             long_mode: fault.long_mode,
             mbec: self.separate_user,
+            left: self.left().contains(fault.gpa.pfn().as_u64()),
             content: Content::Unknown,
             questions: Questions::MODULE | Questions::SECTION,
         };

@@ -46,6 +46,7 @@ fn kernel(rip: u64, gpa: u64) -> FetchFacts {
         cpl: 0,
         long_mode: true,
         mbec: true,
+        left: false,
         content: Content::Unknown,
         questions: Questions::all(),
     }
@@ -195,9 +196,21 @@ fn a_section_about_to_be_discarded_is_live_only_where_it_was_loaded() {
     };
     let discarded = FetchVerdict::Report(Kind::DiscardedSectionExecution);
     assert_eq!(fetch(&view, &elsewhere), discarded);
+    let reused = FetchFacts {
+        gpa: 0x10_4010,
+        left: true,
+        ..elsewhere
+    };
+    assert_eq!(fetch(&view, &reused), discarded);
+    let in_place = FetchFacts {
+        left: false,
+        ..reused
+    };
+    assert_eq!(fetch(&view, &in_place), FetchVerdict::Allow);
     // Ordinary code at another frame is another question's affair.
     let text = FetchFacts {
         questions: elsewhere.questions,
+        left: true,
         ..kernel(BASE + 0x1010, 0x9000_0010)
     };
     assert_eq!(fetch(&view, &text), FetchVerdict::Allow);
