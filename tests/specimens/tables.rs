@@ -2,6 +2,8 @@
 //! an attacker does who wants other rights, or another frame, behind a module's
 //! address. Used on one processor, with interrupts off, for as long as a call.
 
+#![allow(dead_code, reason = "each specimen uses what it needs")]
+
 use wdk_standin::wdk_sys::{
     MM_COPY_ADDRESS, MM_COPY_MEMORY_PHYSICAL, NT_SUCCESS, PHYSICAL_ADDRESS, POOL_FLAG_NON_PAGED,
     PVOID,

@@ -212,6 +212,20 @@ const TABLE: &[Case] = &[
         run: specimens::without_mtf,
     },
     Case {
+        name: "rwx-bounded",
+        about: "a driver with a read-write-execute section runs at a bounded cost",
+        on: On::Models,
+        long: false,
+        run: specimens::mixed_section_is_bounded,
+    },
+    Case {
+        name: "driver-storm",
+        about: "75 drivers come and go below the hypervisor, and nothing is found",
+        on: On::Models,
+        long: false,
+        run: specimens::driver_storm,
+    },
+    Case {
         name: "no-mtf-forms",
         about: "every form of self-writing instruction, stepped without MTF",
         on: On::Models,

@@ -180,6 +180,63 @@ fn before_the_first_instruction(stage: &Stage<'_>, findings: &[Finding]) -> Resu
     Ok(())
 }
 
+/// Exits of all kinds so far.
+fn exits(stage: &Stage<'_>) -> Result<u64> {
+    let status = stage.status()?;
+    let counts = status["exits"].as_object().context("exits in status")?;
+    Ok(counts.values().filter_map(serde_json::Value::as_u64).sum())
+}
+
+/// A driver that writes and runs one page all the time is told of once, and then
+/// costs a few exits a call, however long it goes on.
+pub(super) fn mixed_section_is_bounded(stage: &mut Stage<'_>) -> Result<()> {
+    const CALLS: u64 = 2000;
+    let name = "rwx-driver";
+    let expected = expectation(name)?;
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    let before = exits(stage)?;
+    client.start_service(&expected.service)?;
+    has_said(stage, &expected)?;
+    let cost = exits(stage)? - before;
+    ensure!(
+        cost < 4 * CALLS,
+        "{CALLS} calls into a section that is written cost {cost} exits"
+    );
+    thread::sleep(Duration::from_millis(300));
+    expected.check(&stage.findings()?, &stage.entries()?)?;
+    client.stop_service(&expected.service)?;
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
+/// Drivers come and go: their frames change hands between code and data.
+pub(super) fn driver_storm(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    for round in 0..25 {
+        for service in ["simple_wdm", "exerciser", "page_table_churn"] {
+            client
+                .start_service(service)
+                .with_context(|| format!("round {round}"))?;
+        }
+        for service in ["exerciser", "page_table_churn", "simple_wdm"] {
+            client
+                .stop_service(service)
+                .with_context(|| format!("round {round}"))?;
+        }
+    }
+    stage.witness()?;
+    let findings = stage.findings()?;
+    ensure!(
+        findings.is_empty(),
+        "drivers that come and go caused {}",
+        findings[0].describe()
+    );
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
 pub(super) fn programs_are_silent(stage: &mut Stage<'_>) -> Result<()> {
     let client = stage.boot_with_driver()?;
     stage.must(&["start"])?;
