@@ -222,9 +222,11 @@ impl RootMonitor {
         event.sequence = core.sequence.load(Ordering::Relaxed) + 1;
         core.sequence.store(event.sequence, Ordering::Relaxed);
         let key = key_of(&event);
-        // Writes are told one by one, for their bytes; of the self-writing page
-        // one is enough.
-        let alike = event.kind() != Some(Kind::ModuleCodeWrite);
+        // Other events are told one by one, for their bytes or their page.
+        let alike = matches!(
+            event.kind(),
+            Some(Kind::SelfModifyingPage | Kind::VirtualizationAttempt)
+        );
         if alike && ring.repeat(&core.ledger, key) {
             return true;
         }
