@@ -73,7 +73,7 @@ impl<T> WaitLock<T> {
             call_unsafe_wdf_function_binding!(WdfWaitLockAcquire, self.handle, &raw mut at_once)
         };
         // STATUS_TIMEOUT is a success code too.
-        (status == STATUS_SUCCESS).then_some(Guard { lock: self })
+        (status == STATUS_SUCCESS).then(|| Guard { lock: self })
     }
 }
 
