@@ -78,8 +78,7 @@ pub fn answer(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> Answe
     match request.operation {
         ACTIVATE => {
             vcpu::load_debug_controls();
-            core.state.active.store(true, Ordering::SeqCst);
-            shootdown::invalidate(core);
+            shootdown::join(core);
             Answer::Value(OK)
         }
         LEAVE => Answer::Leave,
@@ -219,21 +218,5 @@ fn measure(core: &Core, figure: u64) -> u64 {
         7 => space.pool().available() as u64,
         8 => u64::from(hypervisor.abandoned.load(Ordering::Relaxed)),
         _ => 0,
-    }
-}
-
-/// Takes a core out of the set that must acknowledge; after this no kick is on
-/// its way to it.
-pub fn retire(core: &Core) {
-    let hypervisor = core.hypervisor();
-    let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-    core.state.active.store(false, Ordering::SeqCst);
-    drop(held);
-    // Kicks are sent under the lock, so none can be added now. One that is under
-    // way arrives while NMIs are taken by root mode's own handler.
-    let mut rounds = 0_u64;
-    while core.state.kick.load(Ordering::Acquire) && rounds < 1 << 28 {
-        core::hint::spin_loop();
-        rounds += 1;
     }
 }

@@ -84,6 +84,55 @@ pub fn revoke(core: &Core) {
     }
 }
 
+/// An NMI has arrived at this core. `false`: it is the guest's own.
+#[must_use]
+pub fn take_kick(core: &Core) -> bool {
+    core.state.kick.swap(false, Ordering::AcqRel)
+}
+
+/// The answer to a kick that arrived in root mode: at once, unless a private path
+/// may still hold what was revoked; then the step's end answers.
+pub fn answer_in_root(core: &Core) {
+    if core.state.stepping.load(Ordering::Acquire) {
+        core.state.look_again.store(1, Ordering::Release);
+    } else {
+        serve(core);
+    }
+}
+
+/// The core is a guest from now on, and must acknowledge.
+pub fn join(core: &Core) {
+    core.state.active.store(true, Ordering::SeqCst);
+    invalidate(core);
+}
+
+/// The core waits for SIPI: it runs nothing, and acknowledges nothing.
+pub fn sleep(core: &Core) {
+    core.state.quiescent.store(true, Ordering::Release);
+}
+
+/// The core runs again. Rights may have been revoked while it was not asked.
+pub fn wake(core: &Core) {
+    core.state.quiescent.store(false, Ordering::SeqCst);
+    invalidate(core);
+}
+
+/// The core leaves: it acknowledges nothing from now on, and after this no kick is
+/// on its way to it.
+pub fn retire(core: &Core) {
+    let hypervisor = core.hypervisor();
+    let held = hypervisor.transition.acquire(|| serve(core));
+    core.state.active.store(false, Ordering::SeqCst);
+    drop(held);
+    // Kicks are sent under the lock, so none can be added now. One that is under
+    // way arrives while NMIs are taken by root mode's own handler.
+    let mut rounds = 0;
+    while core.state.kick.load(Ordering::Acquire) && rounds < PATIENCE {
+        core::hint::spin_loop();
+        rounds += 1;
+    }
+}
+
 fn must_answer(core: &Core, generation: u64) -> bool {
     core.state.active.load(Ordering::Acquire)
         && !core.state.quiescent.load(Ordering::Acquire)

@@ -13,8 +13,9 @@
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Gpa, Gva};
-use ept::entry::{Access, Soft};
+use ept::entry::{Access, EptFormat, Soft};
 use ept::flush::Flush;
+use ept::slot::Turn;
 use ept::space::MapError;
 use ept::wx::{self, PageState, Plan, Step, WriteFacts};
 
@@ -28,6 +29,9 @@ use crate::seeded::{self, Planted};
 use crate::shootdown;
 use crate::step::{MAX_PAGES, StepPage, WINDOW};
 use crate::vmx::vcpu;
+
+/// A page's place in the shared tables.
+type Slot<'s> = ept::slot::Slot<'s, 'static, EptFormat>;
 
 /// A nested-paging violation, decoded from the processor's exit information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +121,8 @@ pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
 impl<F: Fn() -> Fault> Context<'_, F> {
     /// One look at the page, with the lock held. `false` asks to wait.
     fn answer(&self) -> bool {
-        let (soft, access) = match self.space.find(self.violation.gpa) {
+        let slot = self.space.find(self.violation.gpa);
+        let (soft, access) = match &slot {
             Some(slot) => (slot.soft(), self.space.rights(slot.state())),
             None => match self.region() {
                 Some(found) => found,
@@ -138,7 +143,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             }
             Plan::Wait => false,
             Plan::Run { steps, count } => {
-                self.run(soft, steps, count.apply(soft.bounces));
+                self.run(slot, soft, steps, count.apply(soft.bounces));
                 true
             }
         }
@@ -174,10 +179,22 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 return wx::on_write(soft.state, WriteFacts::default());
             }
             let facts = self.write_facts(soft);
-            if (facts.same_page || facts.bounces >= wx::STEP_AFTER) && self.emulate(facts) {
+            let plan = wx::on_write(soft.state, facts);
+            // Where the page would be stepped over, a simple store is cheaper; it
+            // counts like a step, so that a page of data becomes one again.
+            if let Plan::Run { steps, count } = plan
+                && steps.contains(&Step::StepPrivately)
+                && self.emulate(facts)
+            {
+                let bounces = count.apply(soft.bounces);
+                if let Some(mut slot) = self.space.find(self.violation.gpa)
+                    && bounces != soft.bounces
+                {
+                    let _ = slot.exchange(soft.state, bounces);
+                }
                 return Plan::Retry;
             }
-            wx::on_write(soft.state, facts)
+            plan
         } else {
             Plan::Retry
         }
@@ -299,11 +316,16 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let _ = monitor.on_written(&fault, &difference, &mut self.memory(&fault));
     }
 
-    fn run(&self, soft: Soft, steps: &[Step], bounces: u8) {
+    /// Carries a plan out; `slot` is the page's, if it has one.
+    fn run(&self, mut slot: Option<Slot<'_>>, soft: Soft, steps: &[Step], bounces: u8) {
         let page = self.violation.gpa.page_base();
+        let mut closed = None;
         for step in steps {
             match *step {
                 Step::Revoke(_) if self.violation.fetch && seeded::is(Planted::KeepWrite) => {}
+                Step::Revoke(PageState::Stepping) if slot.is_some() => {
+                    closed = slot.take().map(|slot| slot.close().0);
+                }
                 Step::Revoke(state) => {
                     if self.turn(page, state, bounces, soft).is_err() {
                         Counters::bump(&self.core.counters().exhausted);
@@ -316,7 +338,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 // monitor looks at the page and decides in one call.
                 Step::Capture | Step::Inspect | Step::Compare => {}
                 Step::StepPrivately => {
-                    self.begin_step(bounces);
+                    self.begin_step(closed.map(Turn::hold).as_ref(), bounces);
                     // The rest of the plan follows when the instruction has
                     // retired.
                     return;
@@ -327,7 +349,16 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                         exempt(self.core, self.space, page);
                         continue;
                     }
-                    self.grant(page, state, bounces, soft);
+                    match closed.take() {
+                        Some(turn) => turn.open(state, bounces),
+                        None => self.open(page, state, bounces, soft),
+                    }
+                    let counters = self.core.counters();
+                    Counters::bump(match state {
+                        PageState::Executable => &counters.fetch_flips,
+                        PageState::Exempt => &counters.exempted,
+                        _ => &counters.write_flips,
+                    });
                 }
             }
         }
@@ -358,20 +389,14 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         self.space.set_state(page, soft).map(|change| change.flush)
     }
 
-    fn grant(&self, page: Gpa, state: PageState, bounces: u8, soft: Soft) {
-        let counters = self.core.counters();
+    fn open(&self, page: Gpa, state: PageState, bounces: u8, soft: Soft) {
         match self.turn(page, state, bounces, soft) {
             // Only rights are added to a page that had been made read-only.
             Ok(flush) => {
                 debug_assert!(!flush.needs_acknowledgement(), "a grant takes nothing away");
             }
-            Err(_) => Counters::bump(&counters.exhausted),
+            Err(_) => Counters::bump(&self.core.counters().exhausted),
         }
-        Counters::bump(match state {
-            PageState::Executable => &counters.fetch_flips,
-            PageState::Exempt => &counters.exempted,
-            _ => &counters.write_flips,
-        });
     }
 
     /// Asks whose code this is. A write to code that could not be stepped over is
@@ -417,10 +442,10 @@ impl<F: Fn() -> Fault> Context<'_, F> {
     }
 
     /// Starts a step over the page, which is read-only for every core.
-    fn begin_step(&self, bounces: u8) {
+    fn begin_step(&self, slot: Option<&Slot<'_>>, bounces: u8) {
         let step = &self.core.state.step;
         step.count.set(0);
-        if self.add_to_step(bounces) && build_path(self.core, self.space) {
+        if self.add_to_step(bounces) && build_path(self.core, self.space, slot) {
             self.core.state.stepping.store(true, Ordering::Release);
             vcpu::arm_step(self.hypervisor.controls.mtf, step);
         } else {
@@ -490,7 +515,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             }
         } else if self.violation.fetch && !self.permits_fetch(access) {
             if let Plan::Run { steps, count } = wx::on_fetch(soft.state) {
-                self.run(soft, steps, count.apply(soft.bounces));
+                self.run(None, soft, steps, count.apply(soft.bounces));
             }
         } else if self.violation.write && soft.state == PageState::Executable {
             let bounces = soft.bounces;
@@ -512,7 +537,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             drop_step(core, self.space);
             return true;
         }
-        if !build_path(core, self.space) {
+        if !build_path(core, self.space, None) {
             give_up_step_armed(core, self.hypervisor, self.space);
         }
         true
@@ -537,8 +562,9 @@ fn exempt(core: &Core, space: &Nested, gpa: Gpa) {
     }
 }
 
-/// Builds the private path for the pages of the step and switches to it.
-fn build_path(core: &Core, space: &Nested) -> bool {
+/// Builds the private path for the pages of the step and switches to it. `only`
+/// is the page's slot when there is but one.
+fn build_path(core: &Core, space: &Nested, only: Option<&Slot<'_>>) -> bool {
     let step = &core.state.step;
     let none = (Gpa::new(0), Access::empty());
     let mut pages = [none; MAX_PAGES];
@@ -555,7 +581,12 @@ fn build_path(core: &Core, space: &Nested) -> bool {
         *slot = (page.gpa, access);
         count += 1;
     }
-    match core.path().build(space, pages.get(..count).unwrap_or(&[])) {
+    let pages = pages.get(..count).unwrap_or(&[]);
+    let aimed = match (only, pages) {
+        (Some(slot), [(_, access)]) => core.path().aim(slot, *access),
+        _ => None,
+    };
+    match aimed.map_or_else(|| core.path().build(space, pages), Ok) {
         Ok(root) => {
             let eptp = vcpu::eptp(root);
             // SAFETY: root mode; INVEPT exists. The path's tables had other content

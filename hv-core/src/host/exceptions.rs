@@ -39,14 +39,10 @@ extern "win64" fn hvdetect_root_nmi(in_resume_window: u64) {
     // SAFETY: the stubs run with the core's GS base.
     let core = unsafe { current() };
     let state = &core.state;
-    if state.kick.swap(false, Ordering::AcqRel) {
+    if shootdown::take_kick(core) {
         Counters::bump(&core.counters().kicks_taken);
-        if !state.stepping.load(Ordering::Acquire) {
-            shootdown::serve(core);
-            return;
-        }
-        state.look_again.store(1, Ordering::Release);
-        // The step ends after one instruction, so no exit has to be forced.
+        // A step ends after one instruction, so no exit has to be forced.
+        shootdown::answer_in_root(core);
         return;
     }
     state.guest_nmis.fetch_add(1, Ordering::AcqRel);

@@ -265,7 +265,7 @@ fn identify(registers: &mut GuestRegisters) -> Next {
 fn exception_or_nmi(core: &Core) -> Next {
     let info = read(ro::VMEXIT_INTERRUPTION_INFO);
     if info >> 8 & 7 == 2 {
-        if core.state.kick.swap(false, Ordering::AcqRel) && !seeded::is(Planted::PassKick) {
+        if shootdown::take_kick(core) && !seeded::is(Planted::PassKick) {
             Counters::bump(&core.counters().kicks_taken);
         } else if !seeded::is(Planted::LoseGuestNmi) {
             let nmis = 1 + u32::from(seeded::is(Planted::InventNmi));
@@ -373,7 +373,7 @@ fn init(core: &Core, registers: &mut GuestRegisters) -> Next {
     }
     // An instruction that was being stepped over will not be finished.
     violation::cancel_step(core);
-    core.state.quiescent.store(true, Ordering::Release);
+    shootdown::sleep(core);
     *registers = GuestRegisters {
         rdx: u64::from(core::arch::x86_64::__cpuid(1).eax),
         ..GuestRegisters::default()
@@ -424,9 +424,7 @@ fn init(core: &Core, registers: &mut GuestRegisters) -> Next {
 }
 
 fn sipi(core: &Core) -> Next {
-    // Rights may have been revoked while this core was not asked.
-    core.state.quiescent.store(false, Ordering::SeqCst);
-    shootdown::invalidate(core);
+    shootdown::wake(core);
     let vector =
         (read(ro::EXIT_QUALIFICATION) & 0xFF) + u64::from(seeded::is(Planted::SipiOffByOne));
     write(guest::CS_SELECTOR, vector << 8);
@@ -782,26 +780,31 @@ fn finish(core: &Core, mut raised: Option<Event>, only_look: bool) {
     } else {
         shootdown::serve(core);
     }
-    let qualification_has_iret_bit = matches!(
+    let pending = read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & 1 << 31 != 0;
+    let interrupted = if only_look {
+        Interrupted::default()
+    } else {
+        Interrupted {
+            info: read(ro::IDT_VECTORING_INFO),
+            error_code: read(ro::IDT_VECTORING_ERR_CODE),
+        }
+    };
+    let nmis = state.guest_nmis.load(Ordering::Acquire);
+    let has_iret_bit = matches!(
         (read(ro::EXIT_REASON) & 0xFFFF) as u16,
         reason::EPT_VIOLATION | reason::EPT_MISCONFIGURATION
     );
-    let pending = read(control::VMENTRY_INTERRUPTION_INFO_FIELD) & 1 << 31 != 0;
+    let unblocked_by_iret =
+        !only_look && has_iret_bit && read(ro::EXIT_QUALIFICATION) & 1 << 12 != 0;
+    if raised.is_none() && nmis == 0 && !unblocked_by_iret && interrupted.info & 1 << 31 == 0 {
+        return;
+    }
     let facts = Facts {
-        interrupted: if only_look {
-            Interrupted::default()
-        } else {
-            Interrupted {
-                info: read(ro::IDT_VECTORING_INFO),
-                error_code: read(ro::IDT_VECTORING_ERR_CODE),
-            }
-        },
+        interrupted,
         raised,
         blocking: read(guest::INTERRUPTIBILITY_STATE),
-        unblocked_by_iret: !only_look
-            && qualification_has_iret_bit
-            && read(ro::EXIT_QUALIFICATION) & 1 << 12 != 0,
-        nmis: state.guest_nmis.load(Ordering::Acquire),
+        unblocked_by_iret,
+        nmis,
         stepping: state.step.count.get() > 0 || pending,
     };
     let plan = event::plan(&facts);

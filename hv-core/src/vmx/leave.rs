@@ -15,7 +15,7 @@ use super::vcpu::read;
 use crate::host::descriptors::tss_descriptor;
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
-use crate::{hypercall, instr};
+use crate::{instr, shootdown};
 
 const CR4_VMXE: u64 = 1 << 13;
 
@@ -23,7 +23,7 @@ const CR4_VMXE: u64 = 1 << 13;
 /// the guest.
 pub fn prepare(core: &Core, registers: &GuestRegisters) {
     let _ = registers;
-    hypercall::retire(core);
+    shootdown::retire(core);
     let hypervisor = core.hypervisor();
     let frame = &core.state.leave;
     let mask = read(control::CR0_GUEST_HOST_MASK);
