@@ -21,6 +21,9 @@ const TARGET: &str = "x86_64-pc-windows-msvc";
 /// The driver's, where there is no WDK.
 const DRIVER_FEATURES: &[&str] = &["--no-default-features", "--features", "standin"];
 
+/// Environment variable: take the images as they are.
+pub(crate) const NO_BUILD: &str = "HVDETECT_LAB_NO_BUILD";
+
 /// How the images are compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Profile {
@@ -77,8 +80,8 @@ pub(crate) struct Images {
 pub(crate) fn build(toolchain: &Toolchain, profile: Profile, wanted: Wanted) -> Result<Images> {
     let out = place::output().join(profile.directory());
     fs::create_dir_all(&out)?;
-    if std::env::var_os("HVDETECT_LAB_NO_BUILD").is_some() {
-        progress::note("HVDETECT_LAB_NO_BUILD is set: taking the images as they are");
+    if std::env::var_os(NO_BUILD).is_some() {
+        progress::note(&format!("{NO_BUILD} is set: taking the images as they are"));
         return found(&out, profile, wanted);
     }
     let image = |package: &str, entry: &str, file: &str, features: &[&str]| {
@@ -408,6 +411,35 @@ fn cli(profile: Profile) -> Result<PathBuf> {
 }
 
 impl Images {
+    /// The same, but with the test build of the driver, in which mistakes can be
+    /// planted.
+    pub(crate) fn seeded(&self, toolchain: &Toolchain, profile: Profile) -> Result<Self> {
+        let out = self.directory().join("seeded");
+        fs::create_dir_all(&out)?;
+        let recipe = Recipe {
+            package: "hvdetect-driver",
+            entry: "FxDriverEntry",
+            file: "hvdetect_driver.sys",
+            features: &[
+                "--no-default-features",
+                "--features",
+                "standin,seeded-faults",
+            ],
+        };
+        let driver = if std::env::var_os(NO_BUILD).is_some() {
+            out.join(recipe.file)
+        } else {
+            progress::step(
+                "building the driver in which mistakes can be planted",
+                || cross_build(toolchain, profile, &recipe, &out),
+            )?
+        };
+        Ok(Self {
+            driver: Some(driver),
+            ..self.clone()
+        })
+    }
+
     /// Directory of this profile's images.
     pub(crate) fn directory(&self) -> &Path {
         self.kernel.parent().unwrap_or(&self.kernel)

@@ -52,7 +52,7 @@ enum Verb {
     /// Run clippy over the crates that compile for bare metal alone
     Lint,
     /// List the test cases
-    List,
+    List(verbs::list::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => verbs::test::run(&arguments),
         Verb::Bench(arguments) => verbs::bench::run(&arguments),
         Verb::Lint => verbs::lint::run(),
-        Verb::List => verbs::list::run(),
+        Verb::List(arguments) => verbs::list::run(&arguments),
     };
     match result {
         Ok(code) => code,

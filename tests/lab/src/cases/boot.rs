@@ -1,6 +1,7 @@
 //! The machine itself: it boots, ends, and does not hang unseen.
 
 use super::Stage;
+use crate::machine::Emulator;
 use anyhow::{Result, ensure};
 use std::time::{Duration, Instant};
 
@@ -46,4 +47,29 @@ pub(super) fn a_hang_is_reported(stage: &mut Stage<'_>) -> Result<()> {
     }
     ensure!(machine.ended().is_some(), "the emulator still runs");
     Ok(())
+}
+
+/// The packaged Bochs 2.7: a second opinion on what its errors leave usable
+/// (`docs/src/lab.md`). One processor, and no look from outside.
+pub(super) fn packaged_bochs(stage: &mut Stage<'_>) -> Result<()> {
+    crate::setup::package("bochs")?;
+    stage.options.emulator = Emulator::Bochs2;
+    stage.options.time_limit = Duration::from_mins(4);
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    client.start_service("pool_shellcode")?;
+    let end = Instant::now() + Duration::from_mins(1);
+    let found = loop {
+        let findings = stage.findings()?;
+        if !findings.is_empty() || Instant::now() > end {
+            break findings;
+        }
+    };
+    ensure!(
+        found.iter().any(|one| one.kind == "unbacked-execution"),
+        "found: {found:?}"
+    );
+    client.stop_service("pool_shellcode")?;
+    stage.must(&["stop"])?;
+    stage.end()
 }

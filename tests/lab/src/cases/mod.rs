@@ -9,13 +9,17 @@ mod boot;
 mod cycles;
 mod drivers;
 mod exerciser;
+mod hidden;
 mod image;
+mod json;
 mod refusals;
 mod root_code;
+mod seeded;
 mod specimens;
 mod stage;
 mod state;
 
+pub(crate) use seeded::page as seeded_page;
 pub(crate) use stage::Stage;
 
 use crate::images;
@@ -191,6 +195,13 @@ const TABLE: &[Case] = &[
         run: exerciser::triple_fault,
     },
     Case {
+        name: "packaged-bochs",
+        about: "Bochs 2.7 as Debian packages it: an attack is found there too",
+        on: On::Only("tigerlake", 1),
+        long: true,
+        run: boot::packaged_bochs,
+    },
+    Case {
         name: "interleavings",
         about: "start, attack and stop with every second quantum from 1 to 31",
         on: On::Only("tigerlake", 4),
@@ -283,6 +294,55 @@ const TABLE: &[Case] = &[
         run: refusals::start_and_stop_twice,
     },
     Case {
+        name: "vectors-survive",
+        about: "XMM0 to XMM15 and MXCSR are the same after a million exits",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: state::vectors_survive,
+    },
+    Case {
+        name: "memory-types-follow",
+        about: "a range register written while monitored reaches the nested tables",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: state::memory_types_follow,
+    },
+    Case {
+        name: "cpuid-follows-cr4",
+        about: "CPUID shows OSXSAVE as the guest's own CR4 has it",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: state::cpuid_follows_cr4,
+    },
+    Case {
+        name: "steps-end",
+        about: "after a page that wrote itself nothing is stepped any more",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: state::steps_end,
+    },
+    Case {
+        name: "vmx-is-hidden",
+        about: "below the hypervisor no register and no CPUID leaf shows VMX",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: hidden::vmx_is_hidden,
+    },
+    Case {
+        name: "json-of-hvdetect",
+        about: "watch and status print every promised field, of its type",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: json::of_the_command,
+    },
+    Case {
+        name: "json-of-the-lab",
+        about: "so do `cargo lab run` and `bench`; pure compute is free, a warm pass flips nothing",
+        on: On::Only("tigerlake", 1),
+        long: false,
+        run: json::of_the_lab,
+    },
+    Case {
         name: "no-driver",
         about: "the command without a driver exits 4 and says what to do",
         on: On::Only("tigerlake", 1),
@@ -295,6 +355,38 @@ const TABLE: &[Case] = &[
         on: On::Only("tigerlake", 2),
         long: false,
         run: refusals::bad_requests,
+    },
+];
+
+/// Cases that need the test build of the driver.
+const SEEDED: &[Case] = &[
+    Case {
+        name: "launch-failures",
+        about: "each step of the launch fails on each core: refused, all as before",
+        on: On::Only("tigerlake", 4),
+        long: false,
+        run: seeded::launch_failures,
+    },
+    Case {
+        name: "launch-entry-failure",
+        about: "VMLAUNCH fails for the guest's state on each core: refused, all as before",
+        on: On::Only("tigerlake", 4),
+        long: true,
+        run: seeded::entry_failures,
+    },
+    Case {
+        name: "allocation-failures",
+        about: "each allocation of the start fails: refused, all as before",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: seeded::allocation_failures,
+    },
+    Case {
+        name: "slow-core",
+        about: "a core that answers late delays, and does no harm",
+        on: On::Only("tigerlake", 4),
+        long: false,
+        run: seeded::slow_core,
     },
 ];
 
@@ -316,6 +408,20 @@ pub(crate) struct Instance {
 enum What {
     Function(fn(&mut Stage<'_>) -> Result<()>),
     Specimen(String),
+    /// With a mistake planted, by which it must fail.
+    Planted(&'static seeded::Fault, Box<What>),
+    /// With the test build of the driver.
+    Seeded(fn(&mut Stage<'_>) -> Result<()>),
+}
+
+impl What {
+    fn run(&self, stage: &mut Stage<'_>) -> Result<()> {
+        match self {
+            Self::Function(run) | Self::Seeded(run) => run(stage),
+            Self::Specimen(name) => specimens::found_as_expected(stage, name),
+            Self::Planted(fault, case) => seeded::must_fail(stage, fault, |stage| case.run(stage)),
+        }
+    }
 }
 
 impl Instance {
@@ -330,10 +436,12 @@ impl Instance {
 
     /// Runs it.
     pub(crate) fn run(&self, stage: &mut Stage<'_>) -> Result<()> {
-        match &self.what {
-            What::Function(run) => run(stage),
-            What::Specimen(name) => specimens::found_as_expected(stage, name),
-        }
+        self.what.run(stage)
+    }
+
+    /// Whether it needs the test build of the driver.
+    pub(crate) const fn seeded(&self) -> bool {
+        matches!(self.what, What::Planted(..) | What::Seeded(_))
     }
 }
 
@@ -377,6 +485,31 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             false,
             On::Matrix,
             What::Specimen(name.clone()),
+        );
+    }
+    for case in SEEDED {
+        add(
+            case.name,
+            case.about,
+            case.long,
+            case.on,
+            What::Seeded(case.run),
+        );
+    }
+    for fault in seeded::FAULTS {
+        let what = TABLE
+            .iter()
+            .find(|case| case.name == fault.case)
+            .map_or_else(
+                || What::Specimen(fault.case.to_owned()),
+                |case| What::Function(case.run),
+            );
+        add(
+            &format!("seeded/{}", fault.name),
+            &format!("{} fails with this mistake planted", fault.case),
+            true,
+            On::Only(fault.model, fault.cpus),
+            What::Planted(fault, Box::new(what)),
         );
     }
     Ok(all)

@@ -8,7 +8,10 @@ use crate::session::{CommandOutput, Session};
 use crate::setup::Tools;
 use crate::witness::{self, Checkpoint, Testimony};
 use anyhow::{Context, Result, bail, ensure};
+use detector::wire::{self, Message as _, StartFlags, StartReply, StartRequest};
 use serde_json::Value;
+use std::time::Duration;
+use zerocopy::IntoBytes as _;
 
 /// One case's place.
 pub(crate) struct Stage<'a> {
@@ -18,7 +21,12 @@ pub(crate) struct Stage<'a> {
     /// The machine to be booted next.
     pub(crate) options: Options,
     machine: Option<Machine>,
+    /// A test build of the driver is used; each start plants this mistake.
+    pub(crate) planted: Option<u32>,
 }
+
+/// Longest life of a machine with a mistake in it: many of them hang.
+const PLANTED_TIME_LIMIT: Duration = Duration::from_secs(60);
 
 impl<'a> Stage<'a> {
     /// An empty place.
@@ -29,6 +37,7 @@ impl<'a> Stage<'a> {
             session: Session::new(images),
             options,
             machine: None,
+            planted: None,
         }
     }
 
@@ -45,9 +54,11 @@ impl<'a> Stage<'a> {
     /// Boots the machine; one that ran before is gone.
     pub(crate) fn boot(&mut self) -> Result<&Machine> {
         self.machine = None;
-        let machine = self
-            .session
-            .boot(self.options.clone(), Some(&self.tools.bochs))?;
+        let mut options = self.options.clone();
+        if self.planted.is_some() {
+            options.time_limit = options.time_limit.min(PLANTED_TIME_LIMIT);
+        }
+        let machine = self.session.boot(options, Some(&self.tools.bochs))?;
         Ok(self.machine.insert(machine))
     }
 
@@ -75,6 +86,17 @@ impl<'a> Stage<'a> {
 
     /// Runs `hvdetect`, which must succeed.
     pub(crate) fn must(&self, arguments: &[&str]) -> Result<String> {
+        if let (Some(planted), ["start", options @ ..]) = (self.planted, arguments) {
+            let reply = self.start_planted(planted, options)?;
+            ensure!(
+                reply.error == 0,
+                "the start failed: error {}, core {}, detail {:#x}",
+                reply.error,
+                reply.core,
+                reply.detail
+            );
+            return Ok(String::new());
+        }
         let output = self.hvdetect(arguments)?;
         if output.code != 0 {
             bail!(
@@ -86,6 +108,45 @@ impl<'a> Stage<'a> {
             );
         }
         Ok(output.stdout)
+    }
+
+    /// Starts monitoring with a mistake planted; the driver is the test build. The
+    /// options are those of `hvdetect start`.
+    pub(crate) fn start_planted(&self, planted: u32, options: &[&str]) -> Result<StartReply> {
+        let client = self.machine()?.client()?;
+        let opened = client.request(&lab_link::Message::Open {
+            access: 0xC000_0000,
+            path: r"\\.\hvdetect",
+        })?;
+        ensure!(opened.status == 0, "open: {:#010x}", opened.status);
+        let mut flags = StartFlags::empty();
+        for option in options {
+            flags |= match *option {
+                "--no-mtf" => StartFlags::NO_MTF,
+                "--no-mbec" => StartFlags::NO_MBEC,
+                other => bail!("start has no option {other}"),
+            };
+        }
+        let mut request = StartRequest::zeroed();
+        request.flags = flags.bits() | u64::from(planted) << 32;
+        let reply = client.request(&lab_link::Message::Ioctl {
+            handle: opened.information,
+            code: wire::START,
+            capacity: u32::try_from(size_of::<StartReply>())?,
+            input: request.as_bytes(),
+        })?;
+        ensure!(reply.status == 0, "start: {:#010x}", reply.status);
+        let (answer, _) = wire::reply::<StartReply>(&reply.output)
+            .map_err(|error| anyhow::anyhow!("reply to start: {error:?}"))?;
+        client.request(&lab_link::Message::Close {
+            handle: opened.information,
+        })?;
+        Ok(answer)
+    }
+
+    /// Ends the machine, whatever it is doing.
+    pub(crate) fn abandon(&mut self) {
+        self.machine = None;
     }
 
     /// Runs `hvdetect`, which must fail with this code and say this.

@@ -4,19 +4,22 @@
 use super::Stage;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use std::cell::Cell;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Registers that belong to whichever thread happens to run, or that change by
 /// themselves.
 const OF_THE_MOMENT: [&str; 6] = ["cr2", "cr3", "dr6", "kernel_gs_base", "fs_base", "cr8"];
 
 /// `state` of the machine: all processors at one moment.
-fn state(stage: &Stage<'_>) -> Result<Value> {
+pub(super) fn state(stage: &Stage<'_>) -> Result<Value> {
     let text = stage.machine()?.client()?.machine("state")?;
     serde_json::from_str(&text).context("state of the processors")
 }
 
 /// Every difference between two states, as sentences.
-fn differences(before: &Value, after: &Value) -> Vec<String> {
+pub(super) fn differences(before: &Value, after: &Value) -> Vec<String> {
     compare(before, after, |_, _, _| false)
 }
 
@@ -63,7 +66,9 @@ fn compare(
 }
 
 pub(super) fn is_the_same_before_below_and_after(stage: &mut Stage<'_>) -> Result<()> {
-    drop(stage.boot_with_driver()?);
+    let client = stage.boot_with_driver()?;
+    // Not the value that an exit loads: local and global exact breakpoints.
+    client.machine("dr7 0x700")?;
     let before = state(stage)?;
     for round in 1..=2 {
         stage.must(&["start"])?;
@@ -88,12 +93,22 @@ pub(super) fn is_the_same_before_below_and_after(stage: &mut Stage<'_>) -> Resul
 /// hypervisor uses NMIs for itself, and none of its own reaches the guest.
 pub(super) fn nmis_are_neither_lost_nor_invented(stage: &mut Stage<'_>) -> Result<()> {
     drop(stage.boot_with_driver()?);
+    let all = Cell::new(0);
     let send = |stage: &Stage<'_>| -> Result<()> {
         let text = stage.machine()?.client()?.machine("nmi all 50")?;
         let reply: Value = serde_json::from_str(&text).context("nmi")?;
-        let (sent, seen) = (reply["sent"].as_u64(), reply["unclaimed"].as_u64());
-        match (sent, seen) {
-            (Some(sent), Some(seen)) if sent == seen && sent > 0 => Ok(()),
+        let count = |name: &str| reply[name].as_u64();
+        match (count("sent"), count("unclaimed"), count("total")) {
+            (Some(sent), Some(seen), Some(total)) if sent == seen && sent > 0 => {
+                all.set(all.get() + sent);
+                // Between the requests, too, none is invented.
+                ensure!(
+                    total == all.get(),
+                    "NMIs seen in all: {total}, sent in all: {}",
+                    all.get()
+                );
+                Ok(())
+            }
             _ => bail!("NMIs sent and seen: {text}"),
         }
     };
@@ -107,6 +122,84 @@ pub(super) fn nmis_are_neither_lost_nor_invented(stage: &mut Stage<'_>) -> Resul
     client.stop_service("pool_shellcode")?;
     stage.must(&["stop"])?;
     send(stage).context("after stop")?;
+    stage.end()
+}
+
+/// CPUID shows the guest's own CR4, not that of root mode.
+pub(super) fn cpuid_follows_cr4(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    let bare = client.machine("osxsave")?;
+    ensure!(bare == r#"{"set":1,"clear":0}"#, "the bare machine: {bare}");
+    stage.must(&["start"])?;
+    let below = client.machine("osxsave")?;
+    ensure!(below == bare, "OSXSAVE below the hypervisor: {below}");
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
+/// Once a page that wrote itself is gone, nothing is stepped any more.
+pub(super) fn steps_end(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    client.start_service("self_writer")?;
+    let expected = Duration::from_secs(30);
+    let end = Instant::now() + expected;
+    while !stage
+        .machine()?
+        .console()
+        .contains("self-writer: wrong answers")
+    {
+        ensure!(Instant::now() < end, "the specimen does not end");
+        thread::sleep(Duration::from_millis(50));
+    }
+    client.stop_service("self_writer")?;
+    let traps = || -> Result<u64> {
+        let status = stage.status()?;
+        Ok(status["exits"]["monitor-trap-flag"].as_u64().unwrap_or(0))
+    };
+    let before = traps()?;
+    ensure!(before > 0, "nothing was stepped");
+    client.machine("workload nop 100")?;
+    let after = traps()?;
+    ensure!(after == before, "steps go on: {before}, then {after}");
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
+/// A million exits, over which the vector registers and MXCSR stay what they were.
+pub(super) fn vectors_survive(stage: &mut Stage<'_>) -> Result<()> {
+    const EXITS: u32 = 1_000_000;
+    stage.options.time_limit = stage.options.time_limit.max(Duration::from_mins(4));
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    let text = client.machine(&format!("workload vectors {EXITS}"))?;
+    let reply: Value = serde_json::from_str(&text).context("vectors")?;
+    ensure!(reply["wrong"] == 0, "vector registers have changed: {text}");
+    let exits = stage.status()?["exits"]["cpuid"].as_u64().unwrap_or(0);
+    ensure!(exits >= u64::from(EXITS), "only {exits} CPUID exits");
+    stage.must(&["stop"])?;
+    stage.end()
+}
+
+/// Memory types that the system changes while it is monitored: the nested tables
+/// follow.
+pub(super) fn memory_types_follow(stage: &mut Stage<'_>) -> Result<()> {
+    // IA32_MTRR_PHYSBASE7 and PHYSMASK7: write-through at 128 MiB, 1 MiB long.
+    const BASE: (u32, u64) = (0x20E, 0x0800_0004);
+    const MASK: (u32, u64) = (0x20F, 0x7F_FFF0_0800);
+    let client = stage.boot_with_driver()?;
+    stage.must(&["start"])?;
+    stage.witness()?;
+    let write = |(register, value): (u32, u64)| -> Result<()> {
+        client.machine(&format!("msr {register} {value}")).map(drop)
+    };
+    write(BASE)?;
+    write(MASK)?;
+    stage.witness().context("after a new range")?;
+    write((MASK.0, 0))?;
+    stage.witness().context("after the range has gone")?;
+    write((BASE.0, 0))?;
+    stage.must(&["stop"])?;
     stage.end()
 }
 

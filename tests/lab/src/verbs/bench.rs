@@ -1,10 +1,12 @@
 //! `cargo lab bench`: what the hypervisor costs, in exact counts.
 //!
 //! One machine, one run: every workload first without, then below the
-//! hypervisor, then the counters of the emulator and of `hvdetect status`.
-//! Quantum 1 makes the time-stamp counter of one processor count instructions,
-//! guest's and hypervisor's alike; with more processors the machine's own
-//! counters are used where they are exact, and the ratio is of those.
+//! hypervisor, then the counters of the emulator and of `hvdetect status`. Each
+//! workload runs twice unmeasured, and is measured the third time between two
+//! marks that it sets itself: the emulator's counters are exact on any number of
+//! processors, guest's and hypervisor's instructions alike. A workload of one
+//! thread is counted on the processor that it is bound to, one of several threads
+//! on all.
 //!
 //! Cycles are not measured: no processor is emulated to that depth.
 
@@ -26,9 +28,10 @@ pub(crate) struct Arguments {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
-    /// Processors
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=32))]
-    cpus: u32,
+    /// Numbers of processors, one machine each
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4],
+          value_parser = clap::value_parser!(u32).range(1..=32))]
+    cpus: Vec<u32>,
     /// Processor model
     #[arg(long, default_value = "tigerlake")]
     model: String,
@@ -41,6 +44,8 @@ pub(crate) struct Arguments {
 struct Workload {
     name: &'static str,
     rounds: u32,
+    /// Everything that belongs to it happens on processor 0.
+    bound: bool,
     about: &'static str,
 }
 
@@ -49,42 +54,98 @@ const WORKLOADS: &[Workload] = &[
     Workload {
         name: "nop",
         rounds: 1_000,
-        about: "a million rounds of a loop in ring 0: no exit",
+        bound: true,
+        about: "pure compute: a million rounds of a loop in ring 0",
     },
     Workload {
         name: "memory",
         rounds: 50,
-        about: "50 passes over 1 MiB: no exit once it is warm",
+        bound: true,
+        about: "50 passes over 1 MiB",
+    },
+    Workload {
+        name: "walk",
+        rounds: 50,
+        bound: true,
+        about: "50 passes over 1,024 pages, one read a page",
     },
     Workload {
         name: "alloc",
         rounds: 10_000,
-        about: "10,000 pool blocks of changing size: no exit once it is warm",
+        bound: true,
+        about: "10,000 pool blocks of changing size",
     },
     Workload {
         name: "threads",
         rounds: 1_000,
+        bound: false,
         about: "1,000 switches between two threads and back",
+    },
+    Workload {
+        name: "syscalls",
+        rounds: 1_000,
+        bound: false,
+        about: "1,000 rounds of a ring-3 program: three system calls each",
     },
     Workload {
         name: "ipi",
         rounds: 200,
+        bound: false,
         about: "200 inter-processor calls",
     },
     Workload {
         name: "tlb",
         rounds: 1_000,
+        bound: true,
         about: "1,000 pages mapped, written, unmapped",
+    },
+    Workload {
+        name: "loads",
+        rounds: 20,
+        bound: false,
+        about: "20 times a driver loaded and unloaded",
     },
     Workload {
         name: "rdmsr",
         rounds: 1_000,
+        bound: true,
         about: "1,000 reads of IA32_EFER",
     },
     Workload {
         name: "cpuid",
         rounds: 1_000,
+        bound: true,
         about: "1,000 CPUID: one exit each",
+    },
+    Workload {
+        name: "first-touch",
+        rounds: 1_000,
+        bound: true,
+        about: "1,000 written pages of nobody's executed for the first time",
+    },
+    Workload {
+        name: "warm-touch",
+        rounds: 1_000,
+        bound: true,
+        about: "the same pages executed once more",
+    },
+    Workload {
+        name: "ping-pong",
+        rounds: 1_000,
+        bound: true,
+        about: "one page, 1,000 times written and executed",
+    },
+    Workload {
+        name: "self-store",
+        rounds: 1_000,
+        bound: true,
+        about: "one page that stores into itself, 1,000 times",
+    },
+    Workload {
+        name: "self-increment",
+        rounds: 1_000,
+        bound: true,
+        about: "one page that reads and writes itself, 1,000 times",
     },
 ];
 
@@ -121,26 +182,37 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let tools = setup::all()?;
     let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
-    let options = Options {
-        model: arguments.model.clone(),
-        cpus: arguments.cpus,
-        ram: arguments.ram,
-        quantum: 1,
-        time_limit: Duration::from_mins(10),
-        ..Options::intel()
-    };
     let session = Session::new(&images);
-    let machine = session.boot(options, Some(&tools.bochs))?;
-    let figures = measure(&session, &machine, &wanted)
-        .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
-    machine.shut_down()?;
-    let lines = lines(machine.options(), &wanted, &figures);
-    if arguments.json {
-        for line in &lines {
-            println!("{line}");
+    for &cpus in &arguments.cpus {
+        let options = Options {
+            model: arguments.model.clone(),
+            cpus,
+            ram: arguments.ram,
+            quantum: 1,
+            time_limit: Duration::from_mins(15),
+            ..Options::intel()
+        };
+        let machine = session.boot(options, Some(&tools.bochs))?;
+        let figures = measure(&session, &machine, &wanted)
+            .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
+        machine.shut_down()?;
+        let lines = lines(machine.options(), &wanted, &figures);
+        if arguments.json {
+            for line in &lines {
+                println!("{}", line.fields);
+            }
+        } else {
+            println!("\n{cpus} processors, {} MiB", arguments.ram);
+            print_table(&lines, &figures.status);
         }
-    } else {
-        print_table(&lines, &wanted, &figures.status);
+    }
+    if !arguments.json {
+        println!();
+        for workload in &wanted {
+            println!("{:14} {}", workload.name, workload.about);
+        }
+        println!("launch         CR4.VMXE set to first VM entry, worst core");
+        println!("leave          last VM exit to CR4.VMXE clear, worst core");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -169,11 +241,24 @@ fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Re
         execute(&client, workload)?;
         let before = if monitored { status()? } else { Value::Null };
         execute(&client, workload)?;
-        let counters_before = machine.counters()?;
         let marks_before = machine.marks()?;
-        let instructions = execute(&client, workload)?;
-        let around = difference(&counters_before, &machine.counters()?);
-        let counters = between_marks(&marks_before, &machine.marks()?).unwrap_or(around);
+        execute(&client, workload)?;
+        let counters = between_marks(&marks_before, &machine.marks()?)
+            .with_context(|| format!("workload {} set no marks", workload.name))?;
+        let counters = if workload.bound {
+            Value::Array(
+                counters
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .take(1)
+                    .cloned()
+                    .collect(),
+            )
+        } else {
+            counters
+        };
+        let instructions = sum(&counters, "total");
         let status = if monitored {
             Some(difference(&before, &status()?))
         } else {
@@ -194,6 +279,8 @@ fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Re
         .iter()
         .map(|workload| sample(workload, true))
         .collect::<Result<_>>()?;
+    // Gives its pages back.
+    client.machine("workload warm-touch 0")?;
     let status = status()?;
     let launch = worst(&machine.counters()?, "launch");
     drop(hvdetect(&["stop"])?);
@@ -208,11 +295,17 @@ fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Re
     })
 }
 
-/// One object a measurement, as `docs/src/interfaces.md` section 6 has it.
-fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Value> {
+/// One object a measurement, as `docs/src/interfaces.md` section 6 has it, and
+/// the root mode's instructions by exit reason.
+struct Line {
+    fields: Value,
+    root: Value,
+}
+
+fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Line> {
     let status = &figures.status;
     let frame = |workload: &str, hv: bool, instructions: u64, ratio: Option<f64>| {
-        json!({
+        let fields = json!({
             "workload": workload,
             "vendor": options.vendor.name(),
             "emulator": options.emulator.name(),
@@ -226,7 +319,11 @@ fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Valu
             "invalidations": 0,
             "table_bytes": if hv { status["table_bytes"].clone() } else { json!(0) },
             "core_bytes": if hv { status["core_bytes"].clone() } else { json!(0) },
-        })
+        });
+        Line {
+            fields,
+            root: json!({}),
+        }
     };
     let mut lines = Vec::new();
     for ((workload, off), on) in wanted.iter().zip(&figures.off).zip(&figures.on) {
@@ -234,11 +331,11 @@ fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Valu
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = on.instructions as f64 / off.instructions.max(1) as f64;
         let mut line = frame(workload.name, true, on.instructions, Some(ratio));
-        line["exits"] = named(&total(&on.counters, "exits"));
-        line["root_by_exit"] = named(&total(&on.counters, "root_by_exit"));
+        line.fields["exits"] = named(&total(&on.counters, "exits"));
+        line.root = named(&total(&on.counters, "root_by_exit"));
         if let Some(status) = &on.status {
-            line["flips"] = status["flips"].clone();
-            line["invalidations"] = status["invalidations"].clone();
+            line.fields["flips"] = status["flips"].clone();
+            line.fields["invalidations"] = status["invalidations"].clone();
         }
         lines.push(line);
     }
@@ -290,65 +387,53 @@ fn worst(counters: &Value, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn print_table(lines: &[Value], workloads: &[&Workload], status: &Value) {
+fn print_table(lines: &[Line], status: &Value) {
     println!(
-        "{:12} {:>5} {:>14} {:>10}  VM exits",
-        "workload", "hv", "instructions", "ratio"
+        "{:14} {:>3} {:>12} {:>9} {:>6} {:>7}  VM exits (instructions of root mode each)",
+        "workload", "hv", "instructions", "ratio", "flips", "invept"
     );
-    for line in lines {
-        let exits: Vec<String> = line["exits"]
+    for Line { fields, root } in lines {
+        let exits: Vec<String> = fields["exits"]
             .as_object()
             .into_iter()
             .flatten()
-            .filter(|(_, count)| count.as_u64() != Some(0))
-            .map(|(name, count)| format!("{name} {count}"))
+            .filter_map(|(name, count)| Some((name, count.as_u64().filter(|&count| count > 0)?)))
+            .map(|(name, count)| match root[name].as_u64() {
+                Some(root) => format!("{name} {count} ({})", root / count),
+                None => format!("{name} {count}"),
+            })
             .collect();
         println!(
-            "{:12} {:>5} {:>14} {:>10}  {}",
-            line["workload"].as_str().unwrap_or("?"),
-            if line["hv"] == true { "on" } else { "off" },
-            line["instructions"],
-            line["ratio"]
+            "{:14} {:>3} {:>12} {:>9} {:>6} {:>7}  {}",
+            fields["workload"].as_str().unwrap_or("?"),
+            if fields["hv"] == true { "on" } else { "off" },
+            fields["instructions"],
+            fields["ratio"]
                 .as_f64()
                 .map_or_else(String::new, |ratio| format!("{ratio:.6}")),
+            fields["flips"],
+            fields["invalidations"],
             exits.join(", ")
         );
-        let each = line["root_by_exit"].as_object();
-        for (reason, root) in each.into_iter().flatten() {
-            let count = line["exits"][reason].as_u64().unwrap_or(0);
-            if let (Some(root), true) = (root.as_u64(), count > 0) {
-                println!(
-                    "{:33} {reason}: {} instructions of the hypervisor each",
-                    "",
-                    root / count
-                );
-            }
-        }
     }
-    println!();
-    for workload in workloads {
-        println!("{:12} {}", workload.name, workload.about);
-    }
-    println!("launch       CR4.VMXE set to first VM entry, worst core");
-    println!("leave        last VM exit to CR4.VMXE clear, worst core");
     println!(
         "nested tables {} bytes; {} bytes a core",
         status["table_bytes"], status["core_bytes"]
     );
 }
 
-/// Runs a workload in the machine; instructions as the machine counts them.
-fn execute(client: &Client, workload: &Workload) -> Result<u64> {
+/// Runs a workload in the machine.
+fn execute(client: &Client, workload: &Workload) -> Result<()> {
     let text = client.machine(&format!("workload {} {}", workload.name, workload.rounds))?;
     let reply: Value = serde_json::from_str(&text)
         .with_context(|| format!("workload {}: {text}", workload.name))?;
     reply["instructions"]
         .as_u64()
-        .with_context(|| format!("workload {} reports no count: {text}", workload.name))
+        .with_context(|| format!("workload {} reports no count: {text}", workload.name))?;
+    Ok(())
 }
 
-/// What happened between the two marks (port 0xE6) that the workload set, if it
-/// set any: the counters around a whole request include the serial line's work.
+/// What happened between the two marks (port 0xE6) that the workload set.
 fn between_marks(before: &Value, after: &Value) -> Option<Value> {
     let known = before.as_array()?.len();
     let [first, .., last] = after.as_array()?.get(known..)? else {
@@ -377,6 +462,16 @@ fn difference(before: &Value, after: &Value) -> Value {
         ),
         _ => after.clone(),
     }
+}
+
+/// Sums a counter over all processors.
+fn sum(counters: &Value, name: &str) -> u64 {
+    counters
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|cpu| cpu[name].as_u64())
+        .sum()
 }
 
 /// Sums a map of counters over all processors.

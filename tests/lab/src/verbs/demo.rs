@@ -117,13 +117,9 @@ fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation)
         }
         client.stop_service(&attack.service)?;
         // What a specimen does as it unloads (a hook that is taken back is a write
-        // to code, too) is its own and not the next one's.
-        thread::sleep(AFTER_UNLOAD);
-        seen = findings
-            .iter()
-            .chain(&stage.findings()?)
-            .map(|finding| finding.seq)
-            .fold(seen, u64::max);
+        // to code, too) is its own and not the next one's, and so are repeats that
+        // the driver still holds back.
+        seen = settle(stage)?;
     }
     println!("\n== Benign control: {}", title(benign));
     client.start_service(&benign.service)?;
@@ -144,6 +140,28 @@ fn title(expected: &Expectation) -> String {
         expected.service.clone()
     } else {
         format!("{} ({})", expected.about, expected.service)
+    }
+}
+
+/// The number of the last finding, once no more have come for a while.
+fn settle(stage: &Stage<'_>) -> Result<u64> {
+    let last = || -> Result<u64> {
+        let findings = stage.findings()?;
+        Ok(findings
+            .iter()
+            .map(|finding| finding.seq)
+            .max()
+            .unwrap_or(0))
+    };
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut seen = last()?;
+    loop {
+        thread::sleep(AFTER_UNLOAD);
+        let now = last()?;
+        if now == seen || Instant::now() > end {
+            return Ok(now);
+        }
+        seen = now;
     }
 }
 

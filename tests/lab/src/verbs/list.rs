@@ -4,8 +4,20 @@ use crate::cases;
 use anyhow::Result;
 use std::process::ExitCode;
 
+/// Arguments of `cargo lab list`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Print docs/src/seeded-faults.md instead
+    #[arg(long)]
+    seeded: bool,
+}
+
 /// Prints every case with what it shows.
-pub(crate) fn run() -> Result<ExitCode> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.seeded {
+        print!("{}", cases::seeded_page()?);
+        return Ok(ExitCode::SUCCESS);
+    }
     for instance in cases::instances()? {
         println!(
             "{:44} {}{}",

@@ -62,6 +62,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Profile::Release
     };
     let images = images::build(&tools.toolchain, profile, Wanted::All)?;
+    let seeded = if wanted.iter().any(Instance::seeded) {
+        images.seeded(&tools.toolchain, profile)?
+    } else {
+        images.clone()
+    };
     let failures = Mutex::new(Vec::new());
     let next = AtomicUsize::new(0);
     let begin = Instant::now();
@@ -70,7 +75,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         for _ in 0..arguments.jobs {
             scope.spawn(|| {
                 while let Some(instance) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Some(report) = perform(instance, &tools, &images) {
+                    let images = if instance.seeded() { &seeded } else { &images };
+                    if let Some(report) = perform(instance, &tools, images) {
                         let failure = Failure {
                             name: instance.name.clone(),
                             report,

@@ -11,6 +11,75 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [result.eax, result.ebx, result.ecx, result.edx]
 }
 
+/// Loads XMM0 to XMM15 and MXCSR from `before`, executes CPUID (leaf 1) `rounds`
+/// times, and stores them to `after`.
+///
+/// # Safety
+/// `before` holds 16 registers and an MXCSR without reserved bits; `rounds` is
+/// not 0.
+pub unsafe fn vectors_over_cpuid(before: &[u128; 17], after: &mut [u128; 17], rounds: u64) {
+    // SAFETY: both arrays are that large; all that changes is named. RBX is kept
+    // by hand: the compiler reserves it.
+    unsafe {
+        asm!(
+            "sub rsp, 16",
+            "stmxcsr [rsp]",
+            "mov r8, rbx",
+            "movups xmm0, [rsi]",
+            "movups xmm1, [rsi + 0x10]",
+            "movups xmm2, [rsi + 0x20]",
+            "movups xmm3, [rsi + 0x30]",
+            "movups xmm4, [rsi + 0x40]",
+            "movups xmm5, [rsi + 0x50]",
+            "movups xmm6, [rsi + 0x60]",
+            "movups xmm7, [rsi + 0x70]",
+            "movups xmm8, [rsi + 0x80]",
+            "movups xmm9, [rsi + 0x90]",
+            "movups xmm10, [rsi + 0xA0]",
+            "movups xmm11, [rsi + 0xB0]",
+            "movups xmm12, [rsi + 0xC0]",
+            "movups xmm13, [rsi + 0xD0]",
+            "movups xmm14, [rsi + 0xE0]",
+            "movups xmm15, [rsi + 0xF0]",
+            "ldmxcsr [rsi + 0x100]",
+            "2:",
+            "mov eax, 1",
+            "xor ecx, ecx",
+            "cpuid",
+            "dec r9",
+            "jnz 2b",
+            "movups [rdi], xmm0",
+            "movups [rdi + 0x10], xmm1",
+            "movups [rdi + 0x20], xmm2",
+            "movups [rdi + 0x30], xmm3",
+            "movups [rdi + 0x40], xmm4",
+            "movups [rdi + 0x50], xmm5",
+            "movups [rdi + 0x60], xmm6",
+            "movups [rdi + 0x70], xmm7",
+            "movups [rdi + 0x80], xmm8",
+            "movups [rdi + 0x90], xmm9",
+            "movups [rdi + 0xA0], xmm10",
+            "movups [rdi + 0xB0], xmm11",
+            "movups [rdi + 0xC0], xmm12",
+            "movups [rdi + 0xD0], xmm13",
+            "movups [rdi + 0xE0], xmm14",
+            "movups [rdi + 0xF0], xmm15",
+            "stmxcsr [rdi + 0x100]",
+            "mov rbx, r8",
+            "ldmxcsr [rsp]",
+            "add rsp, 16",
+            in("rsi") before.as_ptr(),
+            in("rdi") after.as_mut_ptr(),
+            inout("r9") rounds => _,
+            out("rax") _, out("rcx") _, out("rdx") _, out("r8") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+        );
+    }
+}
+
 /// `IN AL`: the port's side effect is intended.
 ///
 /// # Safety

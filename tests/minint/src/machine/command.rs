@@ -3,15 +3,18 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use wdk_standin::wdk_sys::NTSTATUS;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use wdk_standin::wdk_sys::{NTSTATUS, ULONG_PTR};
 
 use super::{report, shut_down, state, workload};
-use crate::hal::{apic, cpu};
+use crate::ex::nt;
+use crate::hal::{apic, cpu, instr};
 use crate::ke::bugcheck;
 use crate::link::Origin;
 use crate::rtl::status::{STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_SUCCESS};
 
-const HELP: &str = "shutdown CODE, modules, memory, threads, services, objects, bugcheck CODE, nmi CPU|all N, workload NAME N, power suspend|resume, state";
+const HELP: &str = "shutdown CODE, modules, memory, threads, services, objects, bugcheck CODE, nmi CPU|all N, msr REGISTER VALUE, dr7 VALUE, osxsave, workload NAME N, power suspend|resume, state";
 
 fn number(word: Option<&str>) -> Option<u64> {
     let word = word?;
@@ -57,6 +60,21 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
             bad()
         }
         "nmi" => nmi(words.next(), number(words.next())),
+        "dr7" => match number(words.next()) {
+            Some(value) => {
+                write_dr7(value);
+                done()
+            }
+            None => bad(),
+        },
+        "osxsave" => osxsave(),
+        "msr" => match (number(words.next()), number(words.next())) {
+            (Some(register), Some(value)) => {
+                write_msr(register as u32, value);
+                done()
+            }
+            _ => bad(),
+        },
         "power" => match words.next() {
             Some("suspend") if crate::po::state_change(false) => done(),
             Some("resume") if crate::po::state_change(true) => done(),
@@ -73,6 +91,65 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
         }
         _ => bad(),
     }
+}
+
+static REGISTER: AtomicU32 = AtomicU32::new(0);
+static VALUE: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn write_here(_: ULONG_PTR) -> ULONG_PTR {
+    let (register, value) = (
+        REGISTER.load(Ordering::SeqCst),
+        VALUE.load(Ordering::SeqCst),
+    );
+    // SAFETY: the host asked for it; a register that faults stops the machine.
+    unsafe { instr::wrmsr(register, value) };
+    0
+}
+
+/// Writes a model-specific register on all processors at once, as a change of
+/// memory types has to be made.
+fn write_msr(register: u32, value: u64) {
+    REGISTER.store(register, Ordering::SeqCst);
+    VALUE.store(value, Ordering::SeqCst);
+    // SAFETY: the routine may run at IPI_LEVEL.
+    unsafe { nt::KeIpiGenericCall(write_here, 0) };
+}
+
+unsafe extern "C" fn write_dr7_here(_: ULONG_PTR) -> ULONG_PTR {
+    // SAFETY: the host asked for it; no breakpoint address is set.
+    unsafe { instr::write_dr7(VALUE.load(Ordering::SeqCst)) };
+    0
+}
+
+/// Writes DR7 on all processors.
+fn write_dr7(value: u64) {
+    VALUE.store(value, Ordering::SeqCst);
+    // SAFETY: the routine may run at IPI_LEVEL.
+    unsafe { nt::KeIpiGenericCall(write_dr7_here, 0) };
+}
+
+/// CPUID.1:ECX.OSXSAVE with CR4.OSXSAVE set and clear, on this processor.
+fn osxsave() -> (NTSTATUS, String) {
+    const OSXSAVE: u64 = 1 << 18;
+    let enabled = instr::cli();
+    let cr4 = instr::read_cr4();
+    let mut seen = [0; 2];
+    for (seen, value) in seen.iter_mut().zip([cr4 | OSXSAVE, cr4 & !OSXSAVE]) {
+        // SAFETY: nothing uses XSAVE before the old value is back.
+        unsafe { instr::write_cr4(value) };
+        *seen = instr::cpuid(1, 0)[2] >> 27 & 1;
+    }
+    // SAFETY: what it was.
+    unsafe { instr::write_cr4(cr4) };
+    if enabled {
+        // SAFETY: they were enabled.
+        unsafe { instr::sti() };
+    }
+    let [set, clear] = seen;
+    (
+        STATUS_SUCCESS,
+        format!("{{\"set\":{set},\"clear\":{clear}}}"),
+    )
 }
 
 /// Sends `count` NMIs to one processor or to all, spaced so that they do not
@@ -98,9 +175,10 @@ fn nmi(target: Option<&str>, count: Option<u64>) -> (NTSTATUS, String) {
         crate::hal::clock::stall(50);
     }
     let sent = count * u64::from(range.end - range.start);
-    let unclaimed = crate::ke::nmi::unclaimed() - before;
+    let total = crate::ke::nmi::unclaimed();
+    let unclaimed = total - before;
     (
         STATUS_SUCCESS,
-        format!("{{\"sent\":{sent},\"unclaimed\":{unclaimed}}}"),
+        format!("{{\"sent\":{sent},\"unclaimed\":{unclaimed},\"total\":{total}}}"),
     )
 }

@@ -2,13 +2,16 @@
 //! lab it counts instructions.
 //!
 //! Each runs on the caller's thread, bound to processor 0 so that one counter is
-//! read.
+//! read. What is measured stands between two marks for the emulator (port 0xE6),
+//! whose counters are exact on any number of processors; what a workload needs
+//! first is done before the first mark.
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,11 +21,30 @@ use crate::ex::event::Event;
 use crate::ex::work::start_thread;
 use crate::ex::{nt, pool};
 use crate::hal::instr;
-use crate::mm::image;
+use crate::io::driver;
+use crate::ke::spinlock::SpinLock;
+use crate::mm::{image, pool as pages};
+use crate::ps::user;
 
 /// The workloads.
-pub(super) const NAMES: [&str; 8] = [
-    "nop", "memory", "cpuid", "rdmsr", "ipi", "alloc", "threads", "tlb",
+pub(super) const NAMES: [&str; 17] = [
+    "nop",
+    "memory",
+    "walk",
+    "cpuid",
+    "rdmsr",
+    "ipi",
+    "alloc",
+    "threads",
+    "tlb",
+    "syscalls",
+    "loads",
+    "first-touch",
+    "warm-touch",
+    "ping-pong",
+    "self-store",
+    "self-increment",
+    "vectors",
 ];
 
 /// Tag of the blocks of `alloc` (`Work`).
@@ -42,6 +64,17 @@ fn memory(count: u64) {
             buffer[at] = buffer[at].wrapping_add(round as u8);
         }
         black_box(&buffer);
+    }
+}
+
+/// One read a page: the translation of each, and hardly anything else.
+fn walk(count: u64) {
+    const BYTES: usize = 4 << 20;
+    let buffer = vec![1u8; BYTES];
+    for _ in 0..count {
+        for at in (0..BYTES).step_by(4096) {
+            black_box(buffer[at]);
+        }
     }
 }
 
@@ -133,26 +166,173 @@ fn threads(count: u64) {
     }
 }
 
-/// Runs a workload; `None` if there is none of that name.
-pub(super) fn run(name: &str, count: u64) -> Option<String> {
-    let work: fn(u64) = match name {
+/// A ring-3 program: three system calls a round, two processes' switch with each.
+fn syscalls(count: u64) {
+    if let Ok(process) = user::start("syscalls", count.max(1)) {
+        user::wait(process);
+    }
+}
+
+/// A driver loaded and unloaded.
+fn loads(count: u64) {
+    for _ in 0..count {
+        black_box(driver::start("simple_wdm").status);
+        black_box(driver::stop("simple_wdm").status);
+    }
+}
+
+/// Executable pages of nobody's, each with these bytes at its start.
+struct Code(Vec<usize>);
+
+impl Code {
+    fn new(count: u64, bytes: &[u8]) -> Self {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            let Some(page) = pages::allocate(4096, TAG, true, true, 0) else {
+                break;
+            };
+            all.push(page);
+        }
+        let code = Self(all);
+        for &page in &code.0 {
+            write(page, bytes);
+        }
+        code
+    }
+
+    fn call_each(&self) {
+        for &page in &self.0 {
+            call(page);
+        }
+    }
+}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        for &page in &self.0 {
+            pages::free(page, Some(TAG), "workload");
+        }
+    }
+}
+
+fn write(page: usize, bytes: &[u8]) {
+    for (offset, &byte) in bytes.iter().enumerate() {
+        let place = (page + offset) as *mut u8;
+        // SAFETY: a page of our own.
+        unsafe { place.write_volatile(byte) };
+    }
+}
+
+fn call(page: usize) {
+    // SAFETY: the page holds a function of this type.
+    let function = unsafe { core::mem::transmute::<usize, unsafe extern "C" fn()>(page) };
+    // SAFETY: it returns at once and changes at most a byte of its own page.
+    unsafe { function() };
+}
+
+/// The pages of `warm-touch`.
+static KEPT: SpinLock<Option<Code>> = SpinLock::new(None);
+
+/// RET.
+const RETURN: [u8; 1] = [0xC3];
+/// MOV BYTE PTR [RIP + F9H], 1; RET.
+const STORE: [u8; 8] = [0xC6, 0x05, 0xF9, 0, 0, 0, 1, 0xC3];
+/// INC BYTE PTR [RIP + FAH]; RET.
+const INCREMENT: [u8; 7] = [0xFE, 0x05, 0xFA, 0, 0, 0, 0xC3];
+
+/// Instructions that `work` takes, as this processor's time-stamp counter says.
+fn measured(work: impl FnOnce()) -> u64 {
+    const MARK: u16 = 0xE6;
+    // SAFETY: a port of the lab's emulator; nothing listens there elsewhere.
+    unsafe { instr::outl(MARK, 1) };
+    let start = instr::rdtsc();
+    work();
+    let instructions = instr::rdtsc() - start;
+    // SAFETY: as above.
+    unsafe { instr::outl(MARK, 2) };
+    instructions
+}
+
+/// The vector registers, changed by nobody over `count` CPUID; how many differ.
+fn vectors(count: u64) -> usize {
+    let mut before = [0u128; 17];
+    for (number, register) in before.iter_mut().enumerate() {
+        *register = 0x0123_4567_89AB_CDEF_0F1E_2D3C_4B5A_6978u128.rotate_left(number as u32 * 7);
+    }
+    // MXCSR: all exceptions masked, rounding towards zero, denormals are zeros.
+    before[16] = 0x7FC0;
+    let mut after = [0; 17];
+    // SAFETY: sixteen registers and an MXCSR; at least one round.
+    unsafe { instr::vectors_over_cpuid(&before, &mut after, count.max(1)) };
+    before.iter().zip(&after).filter(|(a, b)| a != b).count()
+}
+
+/// Runs a workload; its instructions, `None` if there is none of that name.
+fn perform(name: &str, count: u64) -> Option<u64> {
+    let plain: fn(u64) = match name {
         "nop" => nop,
         "memory" => memory,
+        "walk" => walk,
         "cpuid" => cpuid,
         "rdmsr" => rdmsr,
         "ipi" => ipi,
         "alloc" => alloc,
         "threads" => threads,
         "tlb" => tlb,
+        "syscalls" => syscalls,
+        "loads" => loads,
+        "first-touch" => {
+            let code = Code::new(count, &RETURN);
+            return Some(measured(|| code.call_each()));
+        }
+        "warm-touch" => {
+            // The pages stay from one request to the next; another number of them
+            // (0 ends it) makes new ones.
+            let kept = KEPT.lock().take();
+            let code = kept
+                .filter(|code| code.0.len() as u64 == count)
+                .unwrap_or_else(|| Code::new(count, &RETURN));
+            let instructions = measured(|| code.call_each());
+            *KEPT.lock() = Some(code);
+            return Some(instructions);
+        }
+        "ping-pong" => {
+            let code = Code::new(1, &RETURN);
+            return Some(measured(|| {
+                for _ in 0..count {
+                    code.0.iter().for_each(|&page| write(page, &RETURN));
+                    code.call_each();
+                }
+            }));
+        }
+        "self-store" | "self-increment" => {
+            let bytes: &[u8] = if name == "self-store" {
+                &STORE
+            } else {
+                &INCREMENT
+            };
+            let code = Code::new(1, bytes);
+            return Some(measured(|| (0..count).for_each(|_| code.call_each())));
+        }
         _ => return None,
     };
+    Some(measured(|| plain(count)))
+}
+
+/// Runs a workload; `None` if there is none of that name.
+pub(super) fn run(name: &str, count: u64) -> Option<String> {
+    if name == "vectors" {
+        let wrong = vectors(count);
+        return Some(format!(
+            "{{\"workload\":\"vectors\",\"n\":{count},\"wrong\":{wrong}}}"
+        ));
+    }
     // SAFETY: PASSIVE_LEVEL; processor 0 is always there.
     let before = unsafe { nt::KeSetSystemAffinityThreadEx(1) };
-    let start = instr::rdtsc();
-    work(count);
-    let instructions = instr::rdtsc() - start;
+    let instructions = perform(name, count);
     // SAFETY: what the call above returned.
     unsafe { nt::KeRevertToUserAffinityThreadEx(before) };
+    let instructions = instructions?;
     let cpus = crate::ke::cpu_count();
     Some(format!(
         "{{\"workload\":\"{name}\",\"n\":{count},\"cpus\":{cpus},\"instructions\":{instructions}}}"
