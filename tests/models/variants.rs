@@ -79,8 +79,8 @@ const VARIANTS: &[Variant] = &[
         name: "leaver_is_waited_for",
         changes: &[(
             "shootdown",
-            "core.state.active.load(Ordering::Acquire)",
-            "true",
+            "core.state.active.load(Ordering::Acquire)\n        &&",
+            "true &&",
         )],
     },
     Variant {
@@ -118,9 +118,9 @@ const VARIANTS: &[Variant] = &[
     Variant {
         name: "handler_forgets_the_step",
         changes: &[(
-            "exits",
-            "if !state.stepping.load(Ordering::Acquire) {",
-            "if true {",
+            "shootdown",
+            "if core.state.stepping.load(Ordering::Acquire) {",
+            "if false {",
         )],
     },
     Variant {
@@ -143,9 +143,9 @@ const VARIANTS: &[Variant] = &[
         name: "kick_is_used_up_late",
         changes: &[
             (
-                "exits",
-                "let kicked = core.state.kick.swap(false, Ordering::AcqRel);",
-                "let kicked = core.state.kick.load(Ordering::Acquire);",
+                "shootdown",
+                "core.state.kick.swap(false, Ordering::AcqRel)\n",
+                "core.state.kick.load(Ordering::Acquire)\n",
             ),
             (
                 "exits",
@@ -180,17 +180,24 @@ const VARIANTS: &[Variant] = &[
     },
     Variant {
         name: "waker_does_not_invalidate",
-        changes: &[(
-            "exits",
-            "    core.state.quiescent.store(false, Ordering::SeqCst);\n    shootdown::invalidate(core);\n    finish(core);",
-            "    core.state.quiescent.store(false, Ordering::SeqCst);\n    enter();",
-        )],
+        changes: &[
+            (
+                "shootdown",
+                "    core.state.quiescent.store(false, Ordering::SeqCst);\n    invalidate(core);",
+                "    core.state.quiescent.store(false, Ordering::SeqCst);",
+            ),
+            (
+                "exits",
+                "    shootdown::wake(core);\n    finish(core);",
+                "    shootdown::wake(core);\n    enter();",
+            ),
+        ],
     },
     Variant {
         name: "waker_invalidates_first",
         changes: &[(
             "exits",
-            "    core.state.quiescent.store(false, Ordering::SeqCst);\n    shootdown::invalidate(core);\n    finish(core);",
+            "    shootdown::wake(core);\n    finish(core);",
             "    shootdown::invalidate(core);\n    finish(core);\n    core.state.quiescent.store(false, Ordering::SeqCst);",
         )],
     },
@@ -198,24 +205,24 @@ const VARIANTS: &[Variant] = &[
         name: "sleeper_keeps_its_step",
         changes: &[(
             "exits",
-            "    cancel_step(core);\n    core.state.quiescent",
-            "    core.state.quiescent",
+            "    cancel_step(core);\n    shootdown::sleep",
+            "    shootdown::sleep",
         )],
     },
     Variant {
         name: "joiner_invalidates_first",
         changes: &[(
             "exits",
-            "    core.state.active.store(true, Ordering::SeqCst);\n    shootdown::invalidate(core);\n    finish(core);",
+            "    shootdown::join(core);\n    finish(core);",
             "    shootdown::invalidate(core);\n    finish(core);\n    core.state.active.store(true, Ordering::SeqCst);",
         )],
     },
     Variant {
         name: "leaver_does_not_await_its_kick",
         changes: &[(
-            "exits",
-            "while core.state.kick.load(Ordering::Acquire) {",
-            "while false {",
+            "shootdown",
+            "while core.state.kick.load(Ordering::Acquire) && rounds < PATIENCE {",
+            "while false && rounds < PATIENCE {",
         )],
     },
 ];

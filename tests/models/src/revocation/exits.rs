@@ -31,22 +31,16 @@ pub fn root_nmi(core: &Core) {
 }
 
 fn handle_nmi(core: &Core) {
-    let state = &core.state;
-    assert!(state.kick.swap(false, Ordering::AcqRel), "an invented NMI");
+    assert!(shootdown::take_kick(core), "an invented NMI");
     Counters::bump(&core.counters().kicks_taken);
-    if !state.stepping.load(Ordering::Acquire) {
-        shootdown::serve(core);
-        return;
-    }
-    state.look_again.store(1, Ordering::Release);
+    shootdown::answer_in_root(core);
 }
 
 /// An exit for an NMI, `exit::exception_or_nmi`, if one has arrived.
 pub fn guest_nmi(core: &Core) {
     if takes_nmi(core) {
         exit(core);
-        let kicked = core.state.kick.swap(false, Ordering::AcqRel);
-        assert!(kicked, "an invented NMI");
+        assert!(shootdown::take_kick(core), "an invented NMI");
         finish(core);
     }
 }
@@ -225,7 +219,7 @@ fn drop_step(core: &Core, hypervisor: &Hypervisor) {
 pub fn init(core: &Core) {
     exit(core);
     cancel_step(core);
-    core.state.quiescent.store(true, Ordering::Release);
+    shootdown::sleep(core);
     finish(core);
 }
 
@@ -233,29 +227,21 @@ pub fn init(core: &Core) {
 pub fn sipi(core: &Core) {
     exit(core);
     root_nmi(core);
-    core.state.quiescent.store(false, Ordering::SeqCst);
-    shootdown::invalidate(core);
+    shootdown::wake(core);
     finish(core);
 }
 
 /// `hypercall::answer`, ACTIVATE.
 pub fn join(core: &Core) {
     exit(core);
-    core.state.active.store(true, Ordering::SeqCst);
-    shootdown::invalidate(core);
+    shootdown::join(core);
     finish(core);
 }
 
-/// `hypercall::retire`, and what must hold after it.
+/// `hypercall::answer`, LEAVE, and what must hold after it.
 pub fn leave(core: &Core) {
     exit(core);
-    let hypervisor = core.hypervisor();
-    let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-    core.state.active.store(false, Ordering::SeqCst);
-    drop(held);
-    while core.state.kick.load(Ordering::Acquire) {
-        instr::pause();
-    }
+    shootdown::retire(core);
     enter();
     assert!(!takes_nmi(core), "an NMI is left to the guest");
 }

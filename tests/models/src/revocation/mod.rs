@@ -15,7 +15,8 @@
 //! [`shootdown`] and [`transition`] are the hypervisor's own sources. `exits` has
 //! what its exit and NMI handlers do with them, reduced to what concerns other
 //! cores; it follows `hv-core/src/violation.rs`, `vmx/exit.rs`,
-//! `host/exceptions.rs` and `hypercall.rs` line by line.
+//! `host/exceptions.rs` and `hypercall.rs`, which leave what is delicate to
+//! `shootdown`.
 
 pub mod apic;
 pub mod counters;

@@ -138,6 +138,7 @@ pub const TWO_KICKS_ANYWHERE: Scenario = Scenario {
 pub const STEP_ANYWHERE: Scenario = Scenario {
     name: "step and revoke, anywhere",
     anywhere: true,
+    preemptions: 1,
     ..STEP_AND_REVOKE
 };
 
