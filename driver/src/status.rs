@@ -121,6 +121,8 @@ impl From<LaunchError> for Failure {
                 detail: match fail {
                     VmFail::Valid(number) => number.into(),
                     VmFail::Invalid => 0,
+                    // The basic exit reason of a refused entry.
+                    VmFail::Refused => 33,
                 },
             },
         }

@@ -16,6 +16,9 @@ pub enum VmFail {
     Invalid,
     /// VMfailValid: the number of the VM-instruction error (1 to 28).
     Valid(u32),
+    /// The instruction went on to a VM entry, which refused the guest's state (an
+    /// exit with reason 33 or 34).
+    Refused,
 }
 
 /// Pseudo-descriptor of LGDT, LIDT, SGDT and SIDT in 64-bit mode.

@@ -875,6 +875,8 @@ unsafe fn launch_masked(
     // SAFETY: the VMCS is complete but for RSP and RIP.
     if let Err(failure) = unsafe { entry::launch() } {
         let fail = match failure {
+            // Nothing is left to undo.
+            LaunchFailure::Refused => return Err((Step::Launch, VmFail::Refused)),
             LaunchFailure::Invalid => VmFail::Invalid,
             LaunchFailure::Valid => {
                 // SAFETY: VMfailValid: a VMCS is current.
@@ -947,6 +949,9 @@ fn apic_id() -> u32 {
 
 /// Asks one core to leave. `false` when it cannot be reached.
 fn give_back(platform: &dyn Platform, core: u32, secret: [u64; 2]) -> bool {
+    if seeded::is(Planted::CannotLeave) && core + 1 == platform.cpu_count() {
+        return false;
+    }
     platform.run_on(core, &mut || {
         let flags = instr::rflags();
         // SAFETY: set again below.

@@ -83,7 +83,8 @@ faults! {
     WrongTypes = 29,
     /// One block of memory is not given back.
     LeakBlock = 30,
-    /// A failed launch leaves the first core a guest.
+    /// A failed launch leaves the first core a guest. It fails as [`Self::LaunchStep`]
+    /// says, with the same operands.
     HalfRollback = 31,
     /// Hypercalls are answered without the secret.
     OpenHypercalls = 32,
@@ -116,6 +117,8 @@ faults! {
     Allocation = 45,
     /// A core answers kicks late.
     SlowCore = 46,
+    /// The last core cannot be reached when it is to leave.
+    CannotLeave = 47,
 }
 
 #[cfg(feature = "seeded-faults")]
@@ -156,7 +159,8 @@ pub const fn is(_: Planted) -> bool {
 )]
 pub fn launch_fails(step: u32, core: u32) -> bool {
     #[cfg(feature = "seeded-faults")]
-    let fails = planted() == Planted::LaunchStep as u32 | step << 8 | core << 16;
+    let fails = (is(Planted::LaunchStep) || is(Planted::HalfRollback))
+        && planted() >> 8 == step | core << 8;
     #[cfg(not(feature = "seeded-faults"))]
     let fails = {
         let _ = (step, core);

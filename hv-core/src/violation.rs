@@ -10,6 +10,7 @@
 //! The facts of a finding ([`Fault`]) are many; they are collected when one is
 //! about to be reported, not at every turn of a page.
 
+use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Gpa, Gva};
@@ -399,8 +400,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         }
     }
 
-    /// Asks whose code this is. A write to code that could not be stepped over is
-    /// told with the bytes from before on both sides.
+    /// Asks whose code this is.
     fn decide(&self) {
         let Some(monitor) = self.hypervisor.monitor else {
             return;
@@ -413,31 +413,22 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             {
                 return;
             }
-            let fault = Fault {
-                crossing: Crossing::Fetch,
-                gpa: violation.gpa,
-                gla: violation.gla,
-                ..(self.fault)()
-            };
+            let mut fault = self.whole_fault();
+            if seeded::is(Planted::JudgeUser) {
+                fault.cpl = 0;
+            }
             let _ = monitor.on_fetch(&fault, &mut self.memory(&fault));
-        } else if violation.delivering && monitor.role(violation.gpa) == PageRole::ModuleCode {
-            let fault = Fault {
-                crossing: Crossing::Written,
-                gpa: violation.gpa,
-                gla: violation.gla,
-                ..(self.fault)()
-            };
-            let mut memory = self.memory(&fault);
-            let mut bytes = [0; 32];
-            let offset = offset_of(violation.gpa);
-            memory.bytes(violation.gpa, offset.into(), &mut bytes);
-            let difference = Difference {
-                offset,
-                length: 8,
-                old: bytes,
-                new: bytes,
-            };
-            let _ = monitor.on_written(&fault, &difference, &mut memory);
+        } else if violation.delivering {
+            report_unseen(self.core, self.hypervisor, &self.whole_fault());
+        }
+    }
+
+    /// The core's state, with the access.
+    fn whole_fault(&self) -> Fault {
+        Fault {
+            gpa: self.violation.gpa,
+            gla: self.violation.gla,
+            ..(self.fault)()
         }
     }
 
@@ -462,11 +453,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             return false;
         };
         let page = self.violation.gpa.page_base();
-        let fault = Fault {
-            gpa: self.violation.gpa,
-            gla: self.violation.gla,
-            ..(self.fault)()
-        };
+        let fault = self.whole_fault();
         let whole = self
             .hypervisor
             .monitor
@@ -524,11 +511,14 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 return true;
             }
             shootdown::revoke(core);
+            if step.count.get() == MAX_PAGES && self.violation.is_own_page() {
+                // Only the instruction's own pages need both rights.
+                drop_one(core, self.hypervisor, self.space);
+            }
             if !self.add_to_step(bounces) {
-                // More pages than a step can hold.
-                exempt(core, self.space, page);
-                give_up_step_armed(core, self.hypervisor, self.space);
-                return true;
+                report_unseen(core, self.hypervisor, &self.whole_fault());
+                self.open(page, PageState::Writable, bounces, soft);
+                Counters::bump(&core.counters().write_flips);
             }
         } else if soft.state == PageState::Stepping {
             // Another core steps over that page: let it finish. This core's own
@@ -537,11 +527,77 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             drop_step(core, self.space);
             return true;
         }
-        if !build_path(core, self.space, None) {
-            give_up_step_armed(core, self.hypervisor, self.space);
+        while !build_path(core, self.space, None) {
+            if !drop_one(core, self.hypervisor, self.space) {
+                give_up_step_armed(core, self.hypervisor, self.space);
+                break;
+            }
         }
         true
     }
+}
+
+/// A write to a module's code that cannot be seen on its own is told with the
+/// bytes from before on both sides.
+fn report_unseen(core: &Core, hypervisor: &Hypervisor, fault: &Fault) {
+    let Some(monitor) = hypervisor
+        .monitor
+        .filter(|monitor| monitor.role(fault.gpa) == PageRole::ModuleCode)
+    else {
+        return;
+    };
+    let fault = Fault {
+        crossing: Crossing::Written,
+        ..*fault
+    };
+    let mut memory = GuestMemory::new(core, fault.paging, fault.cr3);
+    let mut bytes = [0; 32];
+    let offset = offset_of(fault.gpa);
+    memory.bytes(fault.gpa, offset.into(), &mut bytes);
+    let difference = Difference {
+        offset,
+        length: 8.min(4096 - offset),
+        old: bytes,
+        new: bytes,
+    };
+    let _ = monitor.on_written(&fault, &difference, &mut memory);
+}
+
+/// Takes a page that is only written out of the step and makes it data: the write
+/// needs no private path then, and the next fetch from it is looked at. `false`
+/// when there is none.
+fn drop_one(core: &Core, hypervisor: &Hypervisor, space: &Nested) -> bool {
+    let step = &core.state.step;
+    let count = step.count.get();
+    let Some(index) = step
+        .pages
+        .iter()
+        .take(count)
+        .position(|slot| slot.get().is_some_and(|page| !page.own_page))
+    else {
+        return false;
+    };
+    let Some(page) = step.pages.get(index).and_then(Cell::take) else {
+        return false;
+    };
+    report_unseen(core, hypervisor, &page.fault);
+    if let Some(mut slot) = space.find(page.gpa) {
+        // Read-only before: this only adds the right to write.
+        let _ = slot.exchange(PageState::Writable, page.bounces);
+    }
+    Counters::bump(&core.counters().write_flips);
+    // The pages and their copies stay side by side.
+    for later in index + 1..count {
+        if let (Some(to), Some(from)) = (step.pages.get(later - 1), step.pages.get(later)) {
+            to.set(from.take());
+        }
+        if let (Some(to), Some(from)) = (core.before.get(later - 1), core.before.get(later)) {
+            // SAFETY: two different pages of this core, which nobody else touches.
+            unsafe { core::ptr::copy_nonoverlapping(from.0.get(), to.0.get(), 1) };
+        }
+    }
+    step.count.set(count - 1);
+    true
 }
 
 /// Offset in its page.

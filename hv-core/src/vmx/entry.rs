@@ -97,7 +97,8 @@ pub enum Outcome {
 }
 
 global_asm!(
-    // ---- launch: rax = 0 as the new guest, 1 VMfailInvalid, 2 VMfailValid
+    // ---- launch: rax = 0 as the new guest, 1 VMfailInvalid, 2 VMfailValid, 3 the
+    //      entry failed and the exit handler has left VMX operation
     ".globl hvdetect_vmx_launch",
     ".balign 16",
     "hvdetect_vmx_launch:",
@@ -106,13 +107,13 @@ global_asm!(
     "    lea rdx, [rip + 2f]",
     "    mov eax, 0x681E", // guest RIP
     "    vmwrite rax, rdx",
+    "    xor eax, eax", // the new guest's
     "    vmlaunch",
     "    mov eax, 1",
     "    jc 3f",
     "    mov eax, 2",
     "3:  ret",
-    "2:  xor eax, eax",
-    "    ret",
+    "2:  ret",
     // ---- exit
     ".globl hvdetect_vmx_exit",
     ".balign 16",
@@ -424,6 +425,9 @@ pub enum LaunchFailure {
     Invalid,
     /// VMfailValid; the number is in the VMCS.
     Valid,
+    /// The guest's state was refused by the entry itself; the core is out of VMX
+    /// operation again, as it was before.
+    Refused,
 }
 
 /// Executes VMLAUNCH with RSP and RIP of the caller. Returns as the guest.
@@ -438,6 +442,7 @@ pub unsafe fn launch() -> Result<(), LaunchFailure> {
     match unsafe { hvdetect_vmx_launch() } {
         0 => Ok(()),
         1 => Err(LaunchFailure::Invalid),
+        3 => Err(LaunchFailure::Refused),
         _ => Err(LaunchFailure::Valid),
     }
 }

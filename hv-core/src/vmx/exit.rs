@@ -102,6 +102,12 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         read(ro::EXIT_QUALIFICATION)
     );
     if full & ENTRY_FAILED != 0 {
+        if !core.state.active.load(Ordering::Acquire) {
+            // The first entry: the launch is told, out of VMX operation.
+            registers.rax = 3;
+            leave::prepare(core);
+            return Outcome::Leave;
+        }
         core.state.crash.set(CrashRecord {
             cause: 3,
             number: full,
@@ -124,7 +130,7 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         }
         Next::Raise(event) => finish(core, Some(event), false),
         Next::Leave => {
-            leave::prepare(core, registers);
+            leave::prepare(core);
             return Outcome::Leave;
         }
     }
@@ -440,8 +446,9 @@ fn vmcall(core: &Core, registers: &mut GuestRegisters) -> Next {
     let secret = [registers.rax, registers.rdx];
     if vcpu::cpl() != 0
         || !vcpu::long_mode()
-        || (secret != hypervisor.secret && !seeded::is(Planted::OpenHypercalls))
-        || !(hypervisor.image.0..hypervisor.image.1).contains(&rip)
+        || (!seeded::is(Planted::OpenHypercalls)
+            && (secret != hypervisor.secret
+                || !(hypervisor.image.0..hypervisor.image.1).contains(&rip)))
     {
         return Next::Raise(Event::UNDEFINED);
     }

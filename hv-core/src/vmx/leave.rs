@@ -9,7 +9,6 @@
 
 use x86::msr;
 
-use super::entry::GuestRegisters;
 use super::fields::{control, guest};
 use super::vcpu::read;
 use crate::host::descriptors::tss_descriptor;
@@ -21,8 +20,7 @@ const CR4_VMXE: u64 = 1 << 13;
 
 /// Leaves VMX operation on this core; the stub restores the rest and goes on in
 /// the guest.
-pub fn prepare(core: &Core, registers: &GuestRegisters) {
-    let _ = registers;
+pub fn prepare(core: &Core) {
     shootdown::retire(core);
     let hypervisor = core.hypervisor();
     let frame = &core.state.leave;
