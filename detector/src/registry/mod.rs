@@ -41,7 +41,7 @@ pub struct AddressHit {
     pub offset: u32,
     /// The file marks the section executable.
     pub executable: bool,
-    /// The file marks the section discardable.
+    /// The loader discards the section; see [`Section::discardable`].
     pub discardable: bool,
     /// The section still exists: it is not a discardable one of a module whose
     /// initialisation is over.
@@ -119,10 +119,16 @@ impl Section {
         self.characteristics & pe::IMAGE_SCN_MEM_WRITE.0 != 0
     }
 
-    /// The file marks it discardable.
+    /// The loader frees it when the entry point has returned: the file marks it
+    /// discardable, or its name begins with `INIT` (Windows driver documentation,
+    /// "Making Drivers Pageable"). `INITKDBG` stays for the kernel's debugger.
     #[must_use]
     pub const fn discardable(&self) -> bool {
-        self.characteristics & pe::IMAGE_SCN_MEM_DISCARDABLE.0 != 0
+        match &self.name {
+            b"INITKDBG" => false,
+            [b'I', b'N', b'I', b'T', ..] => true,
+            _ => self.characteristics & pe::IMAGE_SCN_MEM_DISCARDABLE.0 != 0,
+        }
     }
 
     /// The name without its padding.

@@ -353,3 +353,20 @@ proptest! {
         prop_assert_eq!(view.by_frame(0x10_0000), None);
     }
 }
+
+#[test]
+fn sections_are_discarded_by_flag_or_by_name() {
+    let section = |name: &[u8; 8], characteristics| Section {
+        name: *name,
+        rva: 0x1000,
+        size: 0x1000,
+        characteristics,
+    };
+    let code = 0x6000_0020;
+    assert!(section(b".stuff\0\0", code | 0x0200_0000).discardable());
+    assert!(section(b"INIT\0\0\0\0", code).discardable());
+    assert!(section(b"INITDATA", 0xC000_0040).discardable());
+    assert!(!section(b"INITKDBG", code | 0x0200_0000).discardable());
+    assert!(!section(b".text\0\0\0", code).discardable());
+    assert!(!section(b"XINIT\0\0\0", code).discardable());
+}
