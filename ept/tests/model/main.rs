@@ -8,5 +8,6 @@ mod rng;
 mod size;
 mod slot;
 mod space;
+mod tlb;
 mod transitions;
 mod walker;

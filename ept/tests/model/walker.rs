@@ -40,6 +40,30 @@ impl<'a> Memory<'a> {
     }
 }
 
+impl Memory<'_> {
+    /// The tables on the way from `root` to the leaf for `gpa`, each with the
+    /// lowest address bit that chose it.
+    pub(crate) fn path(&self, root: Hpa, gpa: u64) -> Vec<(u32, u64)> {
+        let mut table = root.as_u64();
+        let mut found = Vec::new();
+        for shift in [39_u32, 30, 21] {
+            let raw = self.entry(table, usize::try_from(gpa >> shift & 0x1ff).unwrap());
+            if raw & 0x407 == 0 || raw & 0x80 != 0 {
+                break;
+            }
+            table = raw & 0x000f_ffff_ffff_f000;
+            found.push((shift, table));
+        }
+        found
+    }
+
+    /// Goes on with a walk in `table`, which was reached by the address bits from
+    /// `shift` on. All rights until there.
+    pub(crate) fn walk_on(&self, table: u64, shift: u32, gpa: u64) -> Option<Translation> {
+        walk_from(self, table, shift - 9, Gpa::new(gpa), true, 52)
+    }
+}
+
 /// A translation as the processor would cache it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
@@ -62,10 +86,25 @@ pub(crate) fn walk_ept(
     mbec: bool,
     phys_bits: u32,
 ) -> Option<Translation> {
+    walk_from(memory, root.as_u64(), 39, gpa, mbec, phys_bits)
+}
+
+/// Walks on in `table`, whose entries are chosen by nine bits from `first` on.
+fn walk_from(
+    memory: &Memory<'_>,
+    table: u64,
+    first: u32,
+    gpa: Gpa,
+    mbec: bool,
+    phys_bits: u32,
+) -> Option<Translation> {
     let address = gpa.as_u64();
-    let mut table = root.as_u64();
+    let mut table = table;
     let mut rights = Access::all();
     for shift in [39_u32, 30, 21, 12] {
+        if shift > first {
+            continue;
+        }
         let raw = memory.entry(table, usize::try_from(address >> shift & 0x1ff).unwrap());
         let user_bit = raw & 0x400 != 0;
         if raw.trailing_zeros() >= 3 && !(mbec && user_bit) {
