@@ -170,6 +170,15 @@ impl Worker {
 
     /// Starts the thread; once, from the entry point.
     pub(crate) fn start(&'static self, body: unsafe extern "C" fn(PVOID)) -> NTSTATUS {
+        self.start_with(body, core::ptr::null_mut())
+    }
+
+    /// The same with a context for the thread.
+    pub(crate) fn start_with(
+        &'static self,
+        body: unsafe extern "C" fn(PVOID),
+        context: PVOID,
+    ) -> NTSTATUS {
         // SAFETY: nobody uses the event yet.
         unsafe { KeInitializeEvent(self.event(), _EVENT_TYPE::NotificationEvent, 0) };
         #[expect(clippy::cast_possible_truncation, reason = "48")]
@@ -188,7 +197,7 @@ impl Worker {
                 core::ptr::null_mut(),
                 core::ptr::null_mut(),
                 Some(body),
-                core::ptr::null_mut(),
+                context,
             )
         };
         if !NT_SUCCESS(status) {

@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use wdk_standin::wdk_sys::{NTSTATUS, ULONG_PTR};
 
-use super::{report, shut_down, state, workload};
+use super::{drill, report, shut_down, state, workload};
 use crate::ex::nt;
 use crate::hal::{apic, cpu, instr};
 use crate::ke::bugcheck;
 use crate::link::Origin;
 use crate::rtl::status::{STATUS_INVALID_PARAMETER, STATUS_NOT_FOUND, STATUS_SUCCESS};
 
-const HELP: &str = "shutdown CODE, modules, memory, threads, services, objects, bugcheck CODE, nmi CPU|all N, msr REGISTER VALUE, dr7 VALUE, osxsave, workload NAME N, power suspend|resume, state";
+const HELP: &str = "shutdown CODE, modules, memory, threads, services, objects, bugcheck CODE, nmi CPU|all N, msr REGISTER VALUE, dr7 VALUE, osxsave, workload NAME N, power suspend|resume, restart CPU, state";
 
 fn number(word: Option<&str>) -> Option<u64> {
     let word = word?;
@@ -59,6 +59,7 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
             }
             bad()
         }
+        "restart" => restart(number(words.next())),
         "nmi" => nmi(words.next(), number(words.next())),
         "dr7" => match number(words.next()) {
             Some(value) => {
@@ -90,6 +91,18 @@ pub(crate) fn command(origin: Origin, line: &str) -> (NTSTATUS, String) {
             (STATUS_NOT_FOUND, format!("{{\"error\":{names}}}"))
         }
         _ => bad(),
+    }
+}
+
+/// Starts a processor anew by INIT and startup IPIs; whether it came back.
+fn restart(number: Option<u64>) -> (NTSTATUS, String) {
+    let known = |&number: &u32| number != 0 && number < crate::ke::cpu_count();
+    match number.and_then(|n| u32::try_from(n).ok()).filter(known) {
+        Some(number) => {
+            let back = drill::restart(number);
+            (STATUS_SUCCESS, format!("{{\"back\":{back}}}"))
+        }
+        None => bad(),
     }
 }
 

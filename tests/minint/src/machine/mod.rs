@@ -3,6 +3,7 @@
 //! PASSIVE_LEVEL. A command's answer is one JSON object.
 
 mod command;
+mod drill;
 mod report;
 mod state;
 mod workload;

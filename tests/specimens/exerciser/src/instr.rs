@@ -90,6 +90,8 @@ pub(crate) fn vector(vector: usize) -> u64 {
 global_asm!(
     ".text",
     ".balign 16",
+    ".globl ExerciserVectors",
+    ".globl ExerciserAttempt",
     "ExerciserVectors:",
     ".set exerciser_vector, 0",
     ".rept 32",
@@ -341,6 +343,134 @@ pub(crate) fn idt() -> TableRegister {
 pub(crate) unsafe fn load_idt(image: &TableRegister) {
     // SAFETY: forwarded to the caller.
     unsafe { asm!("lidt [{}]", in(reg) image, options(readonly, nostack, preserves_flags)) };
+}
+
+/// GDTR.
+pub(crate) fn gdt() -> TableRegister {
+    let mut image = [0; 5];
+    // SAFETY: ten bytes that are ours.
+    unsafe { asm!("sgdt [{}]", in(reg) &raw mut image, options(nostack, preserves_flags)) };
+    image
+}
+
+/// Loads GDTR.
+///
+/// # Safety
+/// The selectors in use must mean the same in the table.
+pub(crate) unsafe fn load_gdt(image: &TableRegister) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("lgdt [{}]", in(reg) image, options(readonly, nostack, preserves_flags)) };
+}
+
+/// Loads the task register.
+///
+/// # Safety
+/// The selector names an available TSS that serves until another is loaded.
+pub(crate) unsafe fn load_task(selector: u16) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("ltr {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// Sets CR8; what it was.
+pub(crate) fn set_cr8(level: u64) -> u64 {
+    let before;
+    // SAFETY: the caller puts it back before it returns to the kernel.
+    unsafe {
+        asm!("mov {}, cr8", "mov cr8, {}", out(reg) before, in(reg) level,
+            options(nomem, nostack, preserves_flags));
+    }
+    before
+}
+
+/// DR6.
+pub(crate) fn dr6() -> u64 {
+    let value;
+    // SAFETY: ring 0; general detection is off.
+    unsafe { asm!("mov {}, dr6", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// DR7.
+pub(crate) fn dr7() -> u64 {
+    let value;
+    // SAFETY: ring 0; general detection is off.
+    unsafe { asm!("mov {}, dr7", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Sets DR7.
+pub(crate) fn set_dr7(value: u64) {
+    // SAFETY: the caller enables no breakpoint.
+    unsafe { asm!("mov dr7, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// DR0 to DR3.
+pub(crate) fn dr0_to_3() -> [u64; 4] {
+    let (zero, one, two, three);
+    // SAFETY: ring 0; general detection is off.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) zero, out(reg) one, out(reg) two, out(reg) three,
+            options(nomem, nostack, preserves_flags));
+    }
+    [zero, one, two, three]
+}
+
+/// Sets DR0 to DR3.
+pub(crate) fn set_dr0_to_3([zero, one, two, three]: [u64; 4]) {
+    // SAFETY: no breakpoint is enabled.
+    unsafe {
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) zero, in(reg) one, in(reg) two, in(reg) three,
+            options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Whether the kernel has AVX in use (XCR0).
+pub(crate) fn has_avx() -> bool {
+    if cr4() & 1 << 18 == 0 {
+        return false;
+    }
+    let low: u32;
+    // SAFETY: CR4.OSXSAVE is set.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _,
+            options(nomem, nostack, preserves_flags));
+    }
+    low & 6 == 6
+}
+
+/// Sets DR6.
+pub(crate) fn set_dr6(value: u64) {
+    // SAFETY: a status register.
+    unsafe { asm!("mov dr6, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
+}
+
+/// RDMSR.
+///
+/// # Safety
+/// The register exists.
+pub(crate) unsafe fn read_msr(register: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("rdmsr", in("ecx") register, out("eax") low, out("edx") high,
+            options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// WRMSR.
+///
+/// # Safety
+/// The register takes the value, and nobody minds.
+pub(crate) unsafe fn write_msr(register: u32, value: u64) {
+    let (low, high) = ((value & 0xFFFF_FFFF) as u32, (value >> 32) as u32);
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        asm!("wrmsr", in("ecx") register, in("eax") low, in("edx") high,
+            options(nostack, preserves_flags));
+    }
 }
 
 /// Ends the machine: no IDT, then an exception.

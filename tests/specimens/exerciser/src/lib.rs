@@ -9,9 +9,14 @@
 
 #![no_std]
 
+mod apic;
+mod delivery;
+mod events;
+mod flood;
 #[path = "../../harness.rs"]
 mod harness;
 mod instr;
+mod patterns;
 mod peers;
 mod sweeps;
 mod text;
@@ -226,6 +231,9 @@ fn execute(name: &str, arguments: [Option<u64>; 2], text: &mut Text<'_>) -> bool
         "cpuid" => sweeps::cpuid_leaves(text, low, count),
         "cr" => sweeps::control_register(text, first),
         "xcr" => sweeps::extended_control(text, low),
+        "deliver" => delivery::all(text, first),
+        "flood" => flood::all(text, first),
+        "patterns" => patterns::all(text, first),
         "triple" => instr::triple_fault(),
         _ => return false,
     }

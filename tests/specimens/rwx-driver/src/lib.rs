@@ -27,6 +27,7 @@ unsafe extern "C" {
 global_asm!(
     ".section .mixed, \"wx\"",
     ".balign 4096",
+    ".globl RwxDriverCount",
     "RwxDriverCount:",
     "mov eax, 1",
     "lock xadd [rip + RwxDriverCounter], rax",

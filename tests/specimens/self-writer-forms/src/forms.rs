@@ -117,6 +117,10 @@ macro_rules! forms {
             "jmp FormsLeave",
             ".endm",
             ".balign 4096",
+            ".globl FormsBase",
+            ".globl FormsEnd",
+            ".globl FormsTouch",
+            ".globl FormCrossing",
             "FormsBase:",
             ".skip 4000, 0xCC",
             "FormCrossing:",
@@ -144,6 +148,7 @@ macro_rules! forms {
             "pop rbx",
             "ret",
             $(
+                concat!(".globl ", stringify!($label)),
                 concat!(stringify!($label), ":"),
                 "FORM_ENTER",
                 $($text,)+
