@@ -183,15 +183,15 @@ fn same(what: &str, one: &[String], other: &[String]) -> Result<()> {
     if lost.is_empty() && new.is_empty() {
         return Ok(());
     }
-    let list = |lines: &[&str]| {
+    let shorten = |lines: &[&str]| {
         let shown: Vec<&str> = lines.iter().take(40).copied().collect();
         let rest = lines.len() - shown.len();
         format!("{}\n({rest} more)", shown.join("\n"))
     };
     bail!(
         "{what} differs\nbefore:\n{}\nnow:\n{}",
-        list(&lost),
-        list(&new)
+        shorten(&lost),
+        shorten(&new)
     )
 }
 

@@ -411,13 +411,6 @@ const SEEDED: &[Case] = &[
         run: seeded::launch_failures,
     },
     Case {
-        name: "launch-entry-failure",
-        about: "VMLAUNCH fails for the guest's state on each core: refused, all as before",
-        on: On::Only("tigerlake", 4),
-        long: true,
-        run: seeded::entry_failures,
-    },
-    Case {
         name: "allocation-failures",
         about: "each allocation of the start fails: refused, all as before",
         on: On::Only("tigerlake", 2),

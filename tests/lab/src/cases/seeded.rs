@@ -185,16 +185,6 @@ fn refused(
     Ok(Some(reply))
 }
 
-/// Every step of the launch fails on every core.
-pub(super) fn launch_failures(stage: &mut Stage<'_>) -> Result<()> {
-    launch_fails(stage, &[0, 1, 2, 4, 5])
-}
-
-/// VMLAUNCH itself fails, which is an exit.
-pub(super) fn entry_failures(stage: &mut Stage<'_>) -> Result<()> {
-    launch_fails(stage, &[3])
-}
-
 /// Steps that are refused with the same error: an instruction failed, the entry
 /// failed, the core could not be reached.
 const fn kind(step: u32) -> u32 {
@@ -205,12 +195,13 @@ const fn kind(step: u32) -> u32 {
     }
 }
 
-fn launch_fails(stage: &mut Stage<'_>, steps: &[u32]) -> Result<()> {
+/// Every step of the launch fails on every core.
+pub(super) fn launch_failures(stage: &mut Stage<'_>) -> Result<()> {
     drop(stage.boot_with_driver()?);
     let before = state::state(stage)?;
     let mut errors = Vec::new();
     for core in 0..stage.options.cpus {
-        for &step in steps {
+        for step in 0..=5 {
             let planted = Planted::LaunchStep as u32 | step << 8 | core << 16;
             let one = || -> Result<StartReply> {
                 let reply = refused(stage, planted, &before)?.context("started all the same")?;

@@ -26,7 +26,7 @@ pub(crate) struct Stage<'a> {
 }
 
 /// Longest life of a machine with a mistake in it: many of them hang.
-const PLANTED_TIME_LIMIT: Duration = Duration::from_secs(60);
+const PLANTED_TIME_LIMIT: Duration = Duration::from_mins(1);
 
 impl<'a> Stage<'a> {
     /// An empty place.

@@ -52,7 +52,7 @@ pub(crate) fn check_stub(image: &Image, stub: &Function, ends: &[&str]) -> Vec<S
         };
         match flow_control(instruction) {
             FlowControl::UnconditionalBranch => {
-                open.push((instruction.near_branch_target(), saved))
+                open.push((instruction.near_branch_target(), saved));
             }
             FlowControl::ConditionalBranch => {
                 open.push((instruction.near_branch_target(), saved));
@@ -111,7 +111,7 @@ fn step(image: &Image, instruction: &Instruction, saved: u8, ends: &[&str]) -> R
                 _ => Err(format!("{instruction}: what it had is not saved")),
             }
         }
-        _ if registers(instruction).any(|register| register.is_vector_register()) => {
+        _ if registers(instruction).any(Register::is_vector_register) => {
             Err(format!("{instruction}: touches a vector register"))
         }
         _ => Ok(saved),
