@@ -38,7 +38,7 @@ use crate::registry::View;
 use crate::verdict;
 use crate::wire::{
     self, Accounts, EvidenceReply, EvidenceRequest, Finding, FindingFlags, ImageChange, Message,
-    NAME_ROOM, State, TIMELINE_ROOM, WaitFlags, WaitReply, WaitRequest, wait_reply_bytes,
+    NAME_ROOM, Place, State, TIMELINE_ROOM, WaitFlags, WaitReply, WaitRequest, wait_reply_bytes,
 };
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -107,7 +107,8 @@ pub enum Change {
 struct Entry {
     finding: Finding,
     delivered: bool,
-    /// Monitoring has been started anew since: nothing is merged into it.
+    /// Monitoring has been started anew since, or its module has gone: nothing is
+    /// merged into it.
     closed: bool,
 }
 
@@ -289,10 +290,19 @@ impl Assembler {
         entry.name_length = name::store(&mut entry.name, name.as_bytes());
         self.timeline.push_back(entry);
         if change == Change::Unloaded {
+            self.close(base);
             if self.unloaded.len() == UNLOADED_KEPT {
                 self.unloaded.pop_front();
             }
             self.unloaded.push_back(entry);
+        }
+    }
+
+    /// The module at `base` has gone: what lies there later is something else.
+    fn close(&mut self, base: u64) {
+        for entry in &mut self.entries {
+            let about = |place: &Place| place.module_length > 0 && place.base == base;
+            entry.closed |= about(&entry.finding.victim) || about(&entry.finding.actor);
         }
     }
 
@@ -383,9 +393,13 @@ fn once_a_frame(event: &Event, view: &View<'_>) -> bool {
 
 /// Whether two events may be one finding.
 fn same_key(finding: &Finding, event: &Event, any_rip: bool) -> bool {
+    // The frame may have been another module's meanwhile.
+    let known =
+        event.kind() == Some(Kind::ModuleCodeWrite) && event.flags().contains(Flags::VICTIM_VA);
     finding.kind == event.kind
         && finding.gpa >> 12 == event.gpa >> 12
         && (any_rip || finding.rip >> 12 == event.rip >> 12)
+        && (!known || finding.victim.address >> 12 == event.victim_va >> 12)
 }
 
 /// Whether an event says nothing that its finding does not say.

@@ -94,10 +94,10 @@ impl Resolver<'_, '_> {
             (module.since <= self.generation)
                 .then(|| module.base.wrapping_add(u64::from(hit.rva)) | in_page)
         });
-        // The module that root mode saw may have gone since.
+        // What root mode saw comes first: the frame may be another one's by now.
         let told = event.flags().contains(Flags::VICTIM_VA) && write;
-        let gone = told.then_some(event.victim_va & !0xfff | in_page);
-        match in_module.or(gone).or(linear) {
+        let seen = told.then_some(event.victim_va & !0xfff | in_page);
+        match seen.or(in_module).or(linear) {
             Some(address) => self.place(address),
             None => Place::new_zeroed(),
         }

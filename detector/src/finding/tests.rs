@@ -322,6 +322,50 @@ fn code_that_is_meant_to_be_written_is_told_once() {
 }
 
 #[test]
+fn a_frame_of_another_module_is_another_finding() {
+    let mut bench = Bench::new(8);
+    let mut event = hook(0x44, b"a", b"b");
+    event.victim_va = NT + 0x1044;
+    event.mark(Flags::VICTIM_VA);
+    assert_eq!(bench.push(&event, None), Outcome::Found(1));
+    assert_eq!(bench.push(&event, None), Outcome::Merged(1));
+    // Another address, as root mode saw it.
+    let mut other = event;
+    other.victim_va += 0x1000;
+    other.mark(Flags::IN_PLACE);
+    assert_eq!(bench.push(&other, None), Outcome::Found(2));
+    // Its module goes, and another one comes to the same place.
+    bench
+        .assembler
+        .image(Change::Unloaded, SECOND, "x.sys", NT + 0x10_0000, 0x4000);
+    assert_eq!(bench.push(&event, None), Outcome::Merged(1));
+    bench
+        .assembler
+        .image(Change::Loaded, SECOND, "ntoskrnl.exe", NT, 0x4000);
+    assert_eq!(bench.push(&event, None), Outcome::Merged(1));
+    bench
+        .assembler
+        .image(Change::Unloaded, SECOND, "ntoskrnl.exe", NT, 0x4000);
+    assert_eq!(bench.push(&event, None), Outcome::Found(3));
+    // What acted from it is told anew as well; what lies in no module is not.
+    let mut by = hook(0x800, b"a", b"b");
+    by.gpa += 0x1000;
+    by.victim_rva += 0x1000;
+    by.rip = NT + 0x1000;
+    assert_eq!(bench.push(&by, None), Outcome::Found(4));
+    let pool = fetch(0xffff_9000_0000_1000);
+    assert_eq!(bench.push(&pool, None), Outcome::Found(5));
+    bench
+        .assembler
+        .image(Change::Unloaded, SECOND, "ntoskrnl.exe", NT, 0x4000);
+    assert_eq!(bench.push(&by, None), Outcome::Found(6));
+    bench
+        .assembler
+        .image(Change::Unloaded, SECOND, "none", 0, 0x4000);
+    assert_eq!(bench.push(&pool, None), Outcome::Merged(5));
+}
+
+#[test]
 fn too_many_new_findings_at_once_are_counted() {
     let mut bench = Bench::new(1000);
     let pages = 0..bucket::BURST + 10;
