@@ -207,6 +207,16 @@ mod tests {
     }
 
     #[test]
+    fn frames_are_numbered_from_either_side() {
+        let frame = Pfn::new(0x12_3456);
+        assert_eq!(frame.as_u64(), 0x12_3456);
+        assert_eq!(frame.gpa(), Gpa::new(0x1_2345_6000));
+        assert_eq!(frame.hpa(), Hpa::new(0x1_2345_6000));
+        assert_eq!(Hpa::new(0x1_2345_6fff).pfn(), frame);
+        assert_eq!(Gpa::new(0x1_2345_6fff).pfn(), frame);
+    }
+
+    #[test]
     fn sizes_and_levels_agree() {
         for level in 1..=3 {
             let size = PageSize::at_level(level).unwrap();

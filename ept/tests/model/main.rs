@@ -1,6 +1,7 @@
 //! Model tests: the crate's public interface against naive descriptions of what
 //! the processor does. One binary, so that the models share their walker.
 
+mod host;
 mod machine;
 mod memory_types;
 mod private_path;

@@ -498,3 +498,36 @@ fn a_mapping_outlives_a_cr3_load() {
         assert_eq!(found.iter().any(writes), kept, "{found:x?}");
     }
 }
+
+/// Sizes of the translations by which a user-mode fetch from the page could go.
+fn fetch_sizes(machine: &Machine, core: usize, page: usize) -> Vec<u64> {
+    let found = machine.possible(core, PAGES[page]);
+    let runs = found.into_iter().flatten();
+    let mut sizes: Vec<_> = runs
+        .filter(|t| t.rights.contains(Access::EXEC_USER))
+        .map(|t| t.bytes)
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
+}
+
+/// CVE-2018-12207: code must never be translated by two sizes at once. A split
+/// alone lets it; vacating first, with the flush that it asks for, does not.
+#[test]
+fn code_is_never_translated_by_two_sizes() {
+    for vacated in [false, true] {
+        let mut machine = machine(Neglect::Nothing);
+        for core in 0..CORES {
+            machine.carry(Op::Access(core, 0));
+        }
+        if vacated {
+            machine.carry(Op::Vacate(0));
+        }
+        // Before its own token is carried out.
+        let token = machine.space.split(Gpa::new(PAGES[0])).unwrap();
+        let sizes = fetch_sizes(&machine, 1, 0);
+        assert_eq!(sizes.len(), if vacated { 1 } else { 2 }, "{sizes:x?}");
+        assert_eq!(token.needs_acknowledgement(), !vacated);
+    }
+}
