@@ -15,7 +15,7 @@ mod npt;
 pub use ept::{EptFormat, eptp};
 pub use npt::NptFormat;
 
-use crate::addr::{Hpa, PageSize};
+use crate::addr::{Gpa, Hpa, PAGE_BYTES, PageSize};
 use crate::memtype::MemoryType;
 use crate::wx::PageState;
 
@@ -193,6 +193,15 @@ pub trait NestedEntry {
     /// Whether the 4 KB leaf `leaf` is present and maps the frame that `gpa`
     /// names, given as the first address of the page with bit 0 set.
     fn maps_identically(&self, leaf: u64, page: u64) -> bool;
+
+    /// The 4 KB frame that a leaf in a table of `level` shows at `gpa`; `None` if
+    /// the entry is absent.
+    #[inline]
+    fn frame(&self, leaf: u64, level: u8, gpa: Gpa) -> Option<Hpa> {
+        let offset = PageSize::at_level(level)?.bytes() - PAGE_BYTES;
+        let inside = gpa.as_u64() & offset;
+        (leaf & READABLE != 0).then_some(Hpa::new(leaf & ADDRESS & !offset | inside))
+    }
 
     /// Whether user-mode and kernel-mode fetches are separate rights.
     fn separates_user_fetches(&self) -> bool;

@@ -17,6 +17,9 @@ use crate::table::Table;
 /// The largest number of chunks; lookups are linear in it.
 pub const MAX_CHUNKS: usize = 16;
 
+/// The largest number of tables in a chunk: 4 GB of them.
+pub const MAX_TABLES: usize = 1 << Place::INDEX_BITS;
+
 /// The number of a table: its chunk and its index there, in [`Place::BITS`]
 /// bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +30,10 @@ impl Place {
     /// Width of a place as a number.
     pub(crate) const BITS: u32 = Self::INDEX_BITS + MAX_CHUNKS.trailing_zeros();
 
-    fn new(chunk: usize, index: usize) -> Option<Self> {
-        let fits = chunk < MAX_CHUNKS && index >> Self::INDEX_BITS == 0;
-        fits.then_some(Self((chunk << Self::INDEX_BITS | index) as u64))
+    /// Of a table that a pool holds: see [`MAX_TABLES`].
+    #[inline]
+    const fn new(chunk: usize, index: u64) -> Self {
+        Self((chunk as u64) << Self::INDEX_BITS | index)
     }
 
     #[inline]
@@ -59,6 +63,7 @@ const _: () = assert!(MAX_CHUNKS.is_power_of_two());
 pub struct Pool<'a> {
     bases: [Hpa; MAX_CHUNKS],
     chunks: [&'a [Table]; MAX_CHUNKS],
+    count: usize,
     capacity: usize,
     used: AtomicUsize,
 }
@@ -67,8 +72,8 @@ impl<'a> Pool<'a> {
     /// A pool of physically contiguous chunks, each given by its first
     /// physical address and its tables, which are zero.
     ///
-    /// `None` if there are more than [`MAX_CHUNKS`] chunks or one does not
-    /// begin on a page boundary.
+    /// `None` if there are more than [`MAX_CHUNKS`] chunks, or one has more than
+    /// [`MAX_TABLES`] tables or does not begin on a page boundary.
     #[must_use]
     pub fn new(chunks: &[(Hpa, &'a [Table])]) -> Option<Self> {
         let mut bases = [Hpa::new(0); MAX_CHUNKS];
@@ -78,7 +83,7 @@ impl<'a> Pool<'a> {
             return None;
         }
         for ((slot, place), &(base, tables)) in own.iter_mut().zip(&mut bases).zip(chunks) {
-            if !base.is_aligned(PageSize::Size4K) {
+            if !base.is_aligned(PageSize::Size4K) || tables.len() > MAX_TABLES {
                 return None;
             }
             *slot = tables;
@@ -88,6 +93,7 @@ impl<'a> Pool<'a> {
         Some(Self {
             bases,
             chunks: own,
+            count: chunks.len(),
             capacity,
             used: AtomicUsize::new(0),
         })
@@ -115,22 +121,23 @@ impl<'a> Pool<'a> {
     #[must_use]
     #[inline]
     pub fn find(&self, hpa: Hpa) -> Option<&'a Table> {
-        let mut chunks = self.bases.iter().zip(&self.chunks);
-        chunks.find_map(|(base, tables)| {
-            let offset = hpa.as_u64().checked_sub(base.as_u64())?;
-            tables.get(usize::try_from(offset >> PAGE_SHIFT).ok()?)
-        })
+        self.at(self.place(hpa)?)
     }
 
-    /// Where `table` lies, if it is one of ours.
-    pub(crate) fn place_of(&self, table: &Table) -> Option<Place> {
-        self.chunks.iter().enumerate().find_map(|(chunk, tables)| {
-            let index = tables.iter().position(|own| core::ptr::eq(own, table))?;
-            Place::new(chunk, index)
-        })
+    /// Where the table at physical address `hpa` lies, if it is one of ours.
+    #[inline]
+    pub(crate) fn place(&self, hpa: Hpa) -> Option<Place> {
+        let chunks = self.bases.iter().zip(&self.chunks).enumerate();
+        for (chunk, (base, tables)) in chunks.take(self.count) {
+            let index = hpa.as_u64().wrapping_sub(base.as_u64()) >> PAGE_SHIFT;
+            if index < tables.len() as u64 {
+                return Some(Place::new(chunk, index));
+            }
+        }
+        None
     }
 
-    /// The table at a place that [`Self::place_of`] named.
+    /// The table at a place that [`Self::place`] named.
     #[inline]
     pub(crate) fn at(&self, place: Place) -> Option<&'a Table> {
         self.chunks.get(place.chunk())?.get(place.index())
@@ -192,29 +199,23 @@ mod tests {
     fn a_place_leads_back_to_its_table() {
         let low = [const { Table::new() }; 3];
         let high = [const { Table::new() }; 2];
-        let foreign = Table::new();
-        let chunks = [
-            (Hpa::new(0x7000_0000), &low[..]),
-            (Hpa::new(0x1_0000_0000), &high[..]),
-        ];
-        let pool = Pool::new(&chunks).unwrap();
-        let mut places = [Place::from_bits(u64::MAX); 5];
-        for (table, slot) in low.iter().chain(&high).zip(&mut places) {
-            let place = pool.place_of(table).unwrap();
-            *slot = Place::from_bits(place.bits() | 1 << Place::BITS);
-            assert_eq!(*slot, place);
+        let (low_at, high_at) = (Hpa::new(0x7000_0000), Hpa::new(0x1_0000_0000));
+        let pool = Pool::new(&[(low_at, &low[..]), (high_at, &high[..])]).unwrap();
+        for (base, tables) in [(low_at, &low[..]), (high_at, &high[..])] {
+            for (index, table) in (0_u64..).zip(tables) {
+                let hpa = Hpa::new(base.as_u64() + index * 0x1000);
+                let place = pool.place(hpa).unwrap();
+                // Bits above a place are not its own.
+                let noted = Place::from_bits(place.bits() | 1 << Place::BITS);
+                assert_eq!(noted, place);
+                assert!(core::ptr::eq(pool.at(noted).unwrap(), table));
+            }
         }
-        for (table, place) in low.iter().chain(&high).zip(places) {
-            assert!(core::ptr::eq(pool.at(place).unwrap(), table));
-        }
-        assert_eq!(pool.place_of(&foreign), None);
         for bits in [3, 2 | 1 << 20, 2 << 20, u64::MAX] {
             assert!(pool.at(Place::from_bits(bits)).is_none(), "{bits:#x}");
         }
-        // The last that can be named, and what cannot.
-        assert!(Place::new(15, (1 << 20) - 1).is_some());
-        assert_eq!(Place::new(16, 0), None);
-        assert_eq!(Place::new(0, 1 << 20), None);
+        let last = Place::new(MAX_CHUNKS - 1, MAX_TABLES as u64 - 1);
+        assert_eq!(last, Place::from_bits(u64::MAX));
     }
 
     #[test]

@@ -320,11 +320,49 @@ impl<'a, F: NestedEntry> Space<'a, F> {
 
     #[cold]
     fn find_anew(&self, gpa: Gpa) -> Option<Slot<'_, 'a, F>> {
-        let table = self.leaf_table(gpa)?;
-        if let Some(at) = self.pool.place_of(table) {
-            self.recent.put(gpa, at);
+        match self.descend(gpa)? {
+            (table, 1) => Slot::new(self, table, gpa),
+            _ => None,
         }
-        Slot::new(self, table, gpa)
+    }
+
+    /// The frame that the guest sees at `gpa`, whatever the size of its leaf;
+    /// `None` where nothing is mapped yet. For root mode's reads of guest memory:
+    /// nothing else of the leaf is looked at.
+    #[must_use]
+    #[inline]
+    pub fn frame(&self, gpa: Gpa) -> Option<Hpa> {
+        match self.recent.get(gpa).and_then(|at| self.pool.at(at)) {
+            Some(table) => self.format.frame(table.load(table_index(gpa, 1)), 1, gpa),
+            None => self.frame_anew(gpa),
+        }
+    }
+
+    fn frame_anew(&self, gpa: Gpa) -> Option<Hpa> {
+        let (table, level) = self.descend(gpa)?;
+        let raw = table.load(table_index(gpa, level));
+        self.format.frame(raw, level, gpa)
+    }
+
+    /// The last table on the way to `gpa`, with its level. One of 4 KB leaves is
+    /// remembered.
+    fn descend(&self, gpa: Gpa) -> Option<(&'a Table, u8)> {
+        if gpa.as_u64() >= self.limit {
+            return None;
+        }
+        let mut table = self.root.1;
+        for level in [4, 3, 2] {
+            let raw = table.load(table_index(gpa, level));
+            let Some(hpa) = self.format.next_table(raw, level) else {
+                return Some((table, level));
+            };
+            let at = self.pool.place(hpa)?;
+            table = self.pool.at(at)?;
+            if level == 2 {
+                self.recent.put(gpa, at);
+            }
+        }
+        Some((table, 1))
     }
 
     /// The leaf that maps `gpa`; `None` where nothing is mapped yet.

@@ -120,6 +120,9 @@ fn fills_lazily_with_the_largest_leaf_of_one_type() {
         assert_eq!(space.ensure(Gpa::new(top + 1)), Err(MapError::OutOfReach));
         assert_eq!(space.ensure(Gpa::new(u64::MAX)), Err(MapError::OutOfReach));
         assert_eq!(space.lookup(Gpa::new(u64::MAX)), None);
+        for gpa in [top + 1, top + 1 + 5 * GB, u64::MAX] {
+            assert_eq!(space.frame(Gpa::new(gpa)), None);
+        }
         assert_eq!(space.count_pages(), recount(&space));
     }
 }
@@ -485,6 +488,15 @@ fn random_operations<F: NestedEntry + Copy>(
             continue;
         };
         model.entry(gpa.as_u64()).or_insert(initial);
+        for name in names.iter().copied().chain([gpa.as_u64() + 0x10_0000]) {
+            // The short way to a frame says what the long way says.
+            let gpa = Gpa::new(name + 0x123);
+            let leaf = space.lookup(gpa);
+            let frame = leaf.map(|leaf| Hpa::new(page_of(&leaf, gpa).hpa));
+            assert_eq!(space.frame(gpa), frame, "seed {seed} {gpa:?}");
+            let _ = space.find(gpa);
+            assert_eq!(space.frame(gpa), frame, "seed {seed} {gpa:?}");
+        }
         for (name, before) in names.iter().zip(before) {
             let gpa = Gpa::new(*name);
             let after = space.lookup(gpa);
