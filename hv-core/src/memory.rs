@@ -118,41 +118,43 @@ impl<'a> GuestMemory<'a> {
     /// and the last offset that differ, or `None`.
     #[must_use]
     pub fn window_difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
-        let address = self.show(gpa)?;
+        let mut now = [0; WINDOW];
         let (first, end) = window(gpa);
-        let mut found = None;
-        for (at, old) in before.iter().enumerate().take(end).skip(first) {
-            // SAFETY: the offset is inside the page that the window shows.
-            let now = unsafe { ((address + at as u64) as *const u8).read_volatile() };
-            if now != *old {
-                #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-                let at = at as u16;
-                found = Some((found.map_or(at, |(first, _)| first), at));
-            }
+        let now = now.get_mut(..end - first)?;
+        self.bytes(gpa, first, now);
+        let old = before.get(first..end)?;
+        if now == old {
+            return None;
         }
-        found
+        let differs = |(now, old): &(&u8, &u8)| now != old;
+        let from = now.iter().zip(old).position(|pair| differs(&pair))?;
+        let to = now.iter().zip(old).rposition(|pair| differs(&pair))?;
+        #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
+        Some(((first + from) as u16, (first + to) as u16))
     }
 
-    /// Copies the bytes of an instruction; returns how many could be read.
+    /// Copies the bytes of the instruction at `rip`, whose translation is `first`;
+    /// returns how many could be read.
     #[must_use]
-    pub fn code(&self, rip: Gva, to: &mut [u8; 15]) -> Option<usize> {
-        let first = self.translate(rip)?;
-        let here = usize::try_from(4096 - rip.page_offset()).ok()?;
+    pub fn code(&self, rip: Gva, first: &Translation, to: &mut [u8; 15]) -> usize {
         #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
         let offset = rip.page_offset() as usize;
-        self.show(first.gpa)?;
-        let (head, tail) = to.split_at_mut(here.min(15));
+        let here = (4096 - offset).min(to.len());
+        let (head, tail) = to.split_at_mut(here);
+        if self.show(first.gpa).is_none() {
+            return 0;
+        }
         self.bytes(first.gpa, offset, head);
         if tail.is_empty() {
-            return Some(15);
+            return here;
         }
         let next = Gva::new(rip.as_u64().wrapping_add(here as u64));
         match self.translate(next) {
             Some(found) if self.show(found.gpa).is_some() => {
                 self.bytes(found.gpa, 0, tail);
-                Some(15)
+                here + tail.len()
             }
-            _ => Some(here),
+            _ => here,
         }
     }
 
@@ -202,13 +204,12 @@ impl<'a> GuestMemory<'a> {
         let Some(address) = self.show(gpa) else {
             return;
         };
-        for (index, byte) in to.iter_mut().enumerate() {
-            let at = offset + index;
-            if at < 4096 {
-                // SAFETY: the window shows a whole page; the offset is below 4096.
-                *byte = unsafe { ((address + at as u64) as *const u8).read_volatile() };
-            }
-        }
+        let count = to.len().min(4096_usize.saturating_sub(offset));
+        // SAFETY: the offset is at most the end of the page that the window shows.
+        let from = unsafe { (address as *const u8).add(offset.min(4096)) };
+        // SAFETY: the bytes end inside the page and inside `to`; the guest may
+        // write its page meanwhile, which a copy of bytes tolerates.
+        unsafe { core::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), count) };
     }
 }
 

@@ -88,6 +88,8 @@ struct Context<'a, F: Fn() -> Fault> {
     violation: &'a Violation,
     /// Collects the core's state; its crossing is ignored.
     fault: F,
+    /// Whether the page is a module's code, once the monitor has been asked.
+    module: Cell<Option<bool>>,
 }
 
 /// Answers a violation. `fault` collects the core's state.
@@ -102,6 +104,7 @@ pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
         space,
         violation,
         fault,
+        module: Cell::new(None),
     };
     let mut rounds = 0;
     loop {
@@ -122,6 +125,7 @@ pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
 impl<F: Fn() -> Fault> Context<'_, F> {
     /// One look at the page, with the lock held. `false` asks to wait.
     fn answer(&self) -> bool {
+        self.module.set(None);
         let slot = self.space.find(self.violation.gpa);
         let (soft, access) = match &slot {
             Some(slot) => (slot.soft(), self.space.rights(slot.state())),
@@ -216,10 +220,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
     fn write_facts(&self, soft: Soft) -> WriteFacts {
         // Each write to a module's code is seen on its own: only so are the bytes
         // that it leaves known at once.
-        let module = self
-            .hypervisor
-            .monitor
-            .is_some_and(|monitor| monitor.role(self.violation.gpa) == PageRole::ModuleCode);
+        let module = self.is_module();
         // The trap flag is of no use in the delivery of an event, which clears it.
         let can_step = self.hypervisor.controls.mtf || !self.violation.delivering;
         WriteFacts {
@@ -229,6 +230,17 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             can_step,
             bounces: soft.bounces,
         }
+    }
+
+    fn is_module(&self) -> bool {
+        self.module.get().unwrap_or_else(|| {
+            let module = self
+                .hypervisor
+                .monitor
+                .is_some_and(|monitor| monitor.role(self.violation.gpa) == PageRole::ModuleCode);
+            self.module.set(Some(module));
+            module
+        })
     }
 
     fn memory(&self, fault: &Fault) -> GuestMemory<'_> {
@@ -253,9 +265,10 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let fault = (self.fault)();
         let memory = self.memory(&fault);
         let mut bytes = [0; 15];
-        let Some(count) = memory.code(violation.rip, &mut bytes) else {
+        let Some(here) = memory.translate(violation.rip) else {
             return false;
         };
+        let count = memory.code(violation.rip, &here, &mut bytes);
         let code = bytes.get(..count).unwrap_or(&[]);
         let Some(store) = store::decode(code, violation.rip.as_u64(), &fault.gprs) else {
             return false;
@@ -266,8 +279,15 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         if store.address != gla.as_u64() || gla.page_offset() + size > 4096 {
             return false;
         }
-        match memory.translate(gla) {
-            Some(to) if to.gpa == violation.gpa && to.writable && to.noted => {}
+        let same_page = gla.as_u64() >> 12 == violation.rip.as_u64() >> 12;
+        let there = if same_page {
+            Some(here)
+        } else {
+            memory.translate(gla)
+        };
+        match there {
+            Some(to)
+                if to.gpa.page_base() == violation.gpa.page_base() && to.writable && to.noted => {}
             _ => return false,
         }
         let old = memory.value(violation.gpa, store.size);
@@ -454,10 +474,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         };
         let page = self.violation.gpa.page_base();
         let fault = self.whole_fault();
-        let whole = self
-            .hypervisor
-            .monitor
-            .is_some_and(|monitor| monitor.role(page) == PageRole::ModuleCode);
+        let whole = self.is_module();
         let memory = self.memory(&fault);
         if whole {
             memory.copy_page(page, before.0.get());

@@ -331,9 +331,10 @@ fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
     const PUSHF: u8 = 0x9C;
     let memory = GuestMemory::new(core, fault.paging, fault.cr3);
     let mut bytes = [0; 15];
-    let Some(count) = memory.code(fault.rip, &mut bytes) else {
+    let Some(here) = memory.translate(fault.rip) else {
         return;
     };
+    let count = memory.code(fault.rip, &here, &mut bytes);
     let opcode = bytes
         .get(..count)
         .unwrap_or(&[])
