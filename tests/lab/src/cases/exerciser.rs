@@ -24,10 +24,6 @@ struct Allowed {
 }
 
 enum What {
-    /// RFLAGS.RF in the frame: Bochs 3.0 saves it as 1 at every EPT violation, also
-    /// at one in the delivery of an interrupt or a trap, where the manual wants the
-    /// value of the frame (Intel SDM vol. 3, "Saving RIP, RSP, RFLAGS, and SSP").
-    ResumeFlag,
     /// Anything.
     All,
     /// One bit of the number at this place of the line (from 0, behind the colon).
@@ -36,11 +32,7 @@ enum What {
     VmxEnable,
 }
 
-const ALLOWED: [Allowed; 7] = [
-    Allowed {
-        lines: &["external interrupt", "NMI on", "INT", "#DB by single step"],
-        what: What::ResumeFlag,
-    },
+const ALLOWED: [Allowed; 6] = [
     Allowed {
         lines: &["cpuid 0x1.0x0:"],
         what: What::Bit(2, 5),
@@ -142,12 +134,6 @@ fn significant(line: &str) -> Option<String> {
     };
     match rule.what {
         What::All => None,
-        What::ResumeFlag => {
-            let (head, rest) = line.split_once("flags ")?;
-            let (flags, tail) = rest.split_once(',')?;
-            let flags = crate::finding::number(flags)? & !(1 << 16);
-            Some(format!("{head}flags {flags:#x},{tail}"))
-        }
         What::Bit(place, bit) => {
             let (head, numbers) = line.split_once(": ")?;
             let numbers: Vec<String> = numbers

@@ -191,8 +191,7 @@ const TABLE: &[Case] = &[
         name: "event-delivery",
         about: "events through IDT, GDT, TSS, stacks and handlers that fault: once each, same frame",
         on: On::Matrix,
-        // Until faults that are stepped over are delivered once.
-        long: true,
+        long: false,
         run: exerciser::delivery,
     },
     Case {
