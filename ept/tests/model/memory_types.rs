@@ -445,3 +445,12 @@ fn a_guests_write_is_followed() {
     assert!(state != registers.state());
     assert!(registers.state() == registers.state());
 }
+
+#[test]
+fn only_five_encodings_are_types() {
+    for bits in 0..=255_u8 {
+        let expected = [0, 1, 4, 5, 6].contains(&bits);
+        let found = MemoryType::from_bits(bits);
+        assert_eq!(found.map(MemoryType::bits), expected.then_some(bits));
+    }
+}
