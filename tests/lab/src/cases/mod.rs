@@ -417,6 +417,13 @@ const SEEDED: &[Case] = &[
         run: seeded::allocation_failures,
     },
     Case {
+        name: "cannot-leave",
+        about: "a core that cannot be given back: said, nothing freed, the driver stays",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: seeded::cannot_leave,
+    },
+    Case {
         name: "slow-core",
         about: "a core that answers late delays, and does no harm",
         on: On::Only("tigerlake", 4),
@@ -534,6 +541,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
     for fault in seeded::FAULTS {
         let what = TABLE
             .iter()
+            .chain(SEEDED)
             .find(|case| case.name == fault.case)
             .map_or_else(
                 || What::Specimen(fault.case.to_owned()),

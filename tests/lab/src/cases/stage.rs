@@ -182,8 +182,24 @@ impl<'a> Stage<'a> {
     /// Stops the machine for a moment: every promise must hold, and every
     /// processor must be virtualized.
     pub(crate) fn witness(&self) -> Result<Testimony> {
+        const LOOKS: u32 = 20;
         let machine = self.machine()?;
-        let testimony = witness::examine(&Checkpoint::parse(machine.checkpoint()?)?);
+        let look = || -> Result<Testimony> {
+            Ok(witness::examine(&Checkpoint::parse(machine.checkpoint()?)?))
+        };
+        let mut testimony = look()?;
+        // Between two instructions of a guest that is stepped by its trap flag both
+        // rights are there for the core that is in root mode; what stays is wrong.
+        for _ in 0..LOOKS {
+            let step = |text: &String| text.starts_with("writable and executable");
+            if !testimony.in_root || !testimony.violations.iter().all(step) {
+                break;
+            }
+            if testimony.violations.is_empty() {
+                break;
+            }
+            testimony = look()?;
+        }
         ensure!(
             testimony.virtualized == machine.options().cpus as usize,
             "the witness sees {} of {} processors virtualized",

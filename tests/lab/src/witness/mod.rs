@@ -39,6 +39,9 @@ pub(crate) struct Testimony {
     pub(crate) stepping: u64,
     /// Frames known to belong to the hypervisor.
     pub(crate) hypervisor_frames: usize,
+    /// A processor was in root mode: it may be about to take back what it gave for
+    /// one instruction. Only a step by the monitor trap flag shows from outside.
+    pub(crate) in_root: bool,
     /// Nested-table pages.
     pub(crate) tables: usize,
     /// Broken promises, one sentence each, at most 20 of a kind.
@@ -75,6 +78,7 @@ pub(crate) fn examine(checkpoint: &Checkpoint) -> Testimony {
         .filter(|cpu| cpu.vendor == "vmx" && cpu.eptp != 0)
         .collect();
     testimony.virtualized = virtualized.len();
+    testimony.in_root = virtualized.iter().any(|cpu| cpu.mode == "root");
 
     let mut hypervisor: BTreeMap<u64, &'static str> = BTreeMap::new();
     let mut roots: BTreeMap<u64, Vec<&Cpu>> = BTreeMap::new();
