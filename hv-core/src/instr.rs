@@ -99,6 +99,31 @@ macro_rules! store {
     };
 }
 
+macro_rules! load {
+    ($(#[$doc:meta])* $name:ident, $type:ty, $register:ident, $text:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The bytes are readable.
+        #[inline]
+        #[must_use]
+        pub unsafe fn $name(address: u64) -> $type {
+            let value: $type;
+            // SAFETY: the caller's promise; the processor loads at any alignment.
+            unsafe { asm!($text, out($register) value, in(reg) address, options(nostack, preserves_flags, readonly)) };
+            value
+        }
+    };
+}
+
+load!(/// Loads a byte.
+    load8, u8, reg_byte, "mov {}, byte ptr [{}]");
+load!(/// Loads two bytes by one instruction.
+    load16, u16, reg, "mov {:x}, word ptr [{}]");
+load!(/// Loads four bytes by one instruction.
+    load32, u32, reg, "mov {:e}, dword ptr [{}]");
+load!(/// Loads eight bytes by one instruction.
+    load64, u64, reg, "mov {}, qword ptr [{}]");
 store!(/// Stores a byte.
     store8, u8, reg_byte, "mov byte ptr [{}], {}");
 store!(/// Stores two bytes by one instruction.

@@ -1,12 +1,55 @@
 //! Guest memory as root mode sees it: through windows, RAM only, never faulting.
 
-use ept::addr::{Gpa, Gva};
+use ept::addr::{Gpa, Gva, Hpa};
 
 use crate::instr;
 use crate::monitor::Guest;
 use crate::percpu::Core;
 use crate::step::WINDOW;
 use crate::walk::{self, Paging, Translation};
+
+/// An operand in guest memory.
+#[derive(Debug)]
+pub struct Operand {
+    address: u64,
+    size: u8,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the size says it")]
+impl Operand {
+    /// Reads it, zero-extended.
+    #[must_use]
+    pub fn load(&self) -> u64 {
+        let address = self.address;
+        match self.size {
+            // SAFETY: the window shows the page; the bytes end inside it; the
+            // processor loads at any alignment.
+            1 => u64::from(unsafe { instr::load8(address) }),
+            // SAFETY: as above.
+            2 => u64::from(unsafe { instr::load16(address) }),
+            // SAFETY: as above.
+            4 => u64::from(unsafe { instr::load32(address) }),
+            // SAFETY: as above.
+            _ => unsafe { instr::load64(address) },
+        }
+    }
+
+    /// Stores it, by one instruction.
+    pub fn store(&self, value: u64) {
+        let address = self.address;
+        match self.size {
+            // SAFETY: the window shows the page, writable; the bytes end inside it;
+            // the processor stores at any alignment.
+            1 => unsafe { instr::store8(address, value as u8) },
+            // SAFETY: as above.
+            2 => unsafe { instr::store16(address, value as u16) },
+            // SAFETY: as above.
+            4 => unsafe { instr::store32(address, value as u32) },
+            // SAFETY: as above.
+            _ => unsafe { instr::store64(address, value) },
+        }
+    }
+}
 
 /// The memory of the guest on one core.
 #[derive(Debug)]
@@ -30,14 +73,8 @@ impl<'a> GuestMemory<'a> {
         if !hypervisor.ram.get().contains(gpa) {
             return None;
         }
-        let nested = hypervisor.nested()?;
-        if nested.find(Gpa::new(gpa)).is_some() {
-            return Some(gpa & !0xFFF);
-        }
-        match nested.lookup(Gpa::new(gpa)) {
-            Some(leaf) => Some((leaf.hpa.as_u64() + (gpa - leaf.gpa.as_u64())) & !0xFFF),
-            None => Some(gpa & !0xFFF),
-        }
+        let shown = hypervisor.nested()?.frame(Gpa::new(gpa));
+        Some(shown.map_or(gpa & !0xFFF, Hpa::as_u64))
     }
 
     fn quadword(&self, gpa: u64) -> Option<u64> {
@@ -158,45 +195,20 @@ impl<'a> GuestMemory<'a> {
         }
     }
 
-    /// Reads `size` (1, 2, 4 or 8) bytes that lie in one page, zero-extended; 0
-    /// when they are no RAM.
+    /// `size` (1, 2, 4 or 8) bytes that lie in one page of RAM, to be read and
+    /// stored; valid until the next use of the data window on this core. `None` when
+    /// they are no RAM, or hidden.
     #[must_use]
-    pub fn value(&self, gpa: Gpa, size: u8) -> u64 {
-        let mut bytes = [0; 8];
-        if let Some(part) = bytes.get_mut(..usize::from(size)) {
-            #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-            self.bytes(gpa, gpa.page_offset() as usize, part);
+    pub fn operand(&self, gpa: Gpa, size: u8) -> Option<Operand> {
+        let page = gpa.page_base().as_u64();
+        if self.frame(page)? != page || gpa.page_offset() + u64::from(size) > 4096 {
+            return None;
         }
-        u64::from_le_bytes(bytes)
-    }
-
-    /// Stores `size` (1, 2, 4 or 8) bytes that lie in one page, by one instruction.
-    /// `false` when they are no RAM, or hidden.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the size says it")]
-    pub fn store(&self, gpa: Gpa, value: u64, size: u8) -> bool {
-        let Some(frame) = self.frame(gpa.page_base().as_u64()) else {
-            return false;
-        };
-        let Some(window) = self.core.state.data_window.get() else {
-            return false;
-        };
-        if frame != gpa.page_base().as_u64() || gpa.page_offset() + u64::from(size) > 4096 {
-            return false;
-        }
-        let address = window.show_writable(frame) + gpa.page_offset();
-        match size {
-            // SAFETY: the window shows this page, writable; the bytes end inside
-            // it; the processor stores at any alignment.
-            1 => unsafe { instr::store8(address, value as u8) },
-            // SAFETY: as above.
-            2 => unsafe { instr::store16(address, value as u16) },
-            // SAFETY: as above.
-            4 => unsafe { instr::store32(address, value as u32) },
-            // SAFETY: as above.
-            _ => unsafe { instr::store64(address, value) },
-        }
-        true
+        let window = self.core.state.data_window.get()?;
+        Some(Operand {
+            address: window.show_writable(page) + gpa.page_offset(),
+            size,
+        })
     }
 
     /// Copies some bytes of a page; bytes past its end are left alone.

@@ -290,14 +290,19 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 if to.gpa.page_base() == violation.gpa.page_base() && to.writable && to.noted => {}
             _ => return false,
         }
-        let old = memory.value(violation.gpa, store.size);
+        let Some(operand) = memory.operand(violation.gpa, store.size) else {
+            return false;
+        };
+        let old = operand.load();
         let changed = old ^ store.value;
         if changed != 0 && facts.same_page {
             self.report_store(&fault, &store, old, changed);
         }
-        if !memory.store(violation.gpa, store.value, store.size) {
+        // The report may have looked through the same window.
+        let Some(operand) = memory.operand(violation.gpa, store.size) else {
             return false;
-        }
+        };
+        operand.store(store.value);
         Counters::bump(&self.core.counters().emulated);
         vcpu::advance_by(store.length.into());
         true
@@ -542,7 +547,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             // pages are given back first, so that two cores never wait for each
             // other.
             drop_step(core, self.space);
-            return true;
+            return false;
         }
         while !build_path(core, self.space, None) {
             if !drop_one(core, self.hypervisor, self.space) {

@@ -347,10 +347,11 @@ fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
         return;
     }
     // TF and IF lie in the second byte.
-    let second = Gpa::new(pushed.gpa.as_u64() + 1);
-    let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
-    let flags = memory.value(second, 1) << 8 & !borrowed | before & borrowed;
-    let _ = memory.store(second, flags >> 8, 1);
+    if let Some(second) = memory.operand(Gpa::new(pushed.gpa.as_u64() + 1), 1) {
+        let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
+        let flags = second.load() << 8 & !borrowed | before & borrowed;
+        second.store(flags >> 8);
+    }
 }
 
 fn triple_fault(core: &Core) -> Next {
