@@ -340,14 +340,13 @@ fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
         .unwrap_or(&[])
         .iter()
         .find(|byte| **byte != 0x66 && **byte & 0xF0 != 0x40);
-    let Some(pushed) = memory.translate(Gva::new(read(guest::RSP))) else {
-        return;
-    };
-    if opcode != Some(&PUSHF) || pushed.gpa.page_offset() > 4094 {
+    if opcode != Some(&PUSHF) {
         return;
     }
-    // TF and IF lie in the second byte.
-    if let Some(second) = memory.operand(Gpa::new(pushed.gpa.as_u64() + 1), 1) {
+    // TF and IF lie in the second byte, which may lie in the next page.
+    let second = Gva::new(read(guest::RSP).wrapping_add(1));
+    let second = memory.translate(second);
+    if let Some(second) = second.and_then(|found| memory.operand(found.gpa, 1)) {
         let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
         let flags = second.load() << 8 & !borrowed | before & borrowed;
         second.store(flags >> 8);
