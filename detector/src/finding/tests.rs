@@ -408,6 +408,67 @@ fn a_write_to_a_module_that_had_gone_is_counted_as_stale() {
 }
 
 #[test]
+fn a_victim_is_named_by_what_is_known_of_it() {
+    let mut bench = Bench::new(16);
+    // Somebody else's memory now, and before.
+    for base in [0xffff_a000_0000_0000, NT] {
+        bench
+            .assembler
+            .image(Change::Unloaded, SECOND, "old.sys", base, 0x4000);
+    }
+    // A page that writes itself is no module's, whoever lay there once.
+    let mut own = hook(0x44, b"a", b"b");
+    own.kind = Kind::SelfModifyingPage as u16;
+    own.gpa = 0x9000_0044;
+    bench.push(&own, None);
+    // A module's code is that module's.
+    let mut code = hook(0x44, b"a", b"b");
+    code.victim_module = 0;
+    bench.push(&code, None);
+    // A fetch from no module, though root mode's snapshot had one there.
+    let mut run = fetch(0xffff_a000_0000_0100);
+    run.victim_module = 0;
+    bench.push(&run, None);
+    // Without a linear address: of a fetch it is RIP, of a write nothing.
+    run.flags = 0;
+    run.gpa += 0x10_0000;
+    bench.push(&run, None);
+    own.flags = 0;
+    own.gpa += 0x10_0000;
+    bench.push(&own, None);
+    // Without bytes the physical address says where; with them, they do, cut to
+    // the page if they are hostile.
+    let mut blind = hook(0x44, b"a", b"b");
+    blind.write_length = 0;
+    blind.write_offset = 0x999;
+    blind.rip += 0x10_0000;
+    bench.push(&blind, None);
+    let mut hostile = hook(0x44, b"a", b"b");
+    hostile.write_offset = 0xffff_f123;
+    hostile.rip += 0x20_0000;
+    bench.push(&hostile, None);
+    let victims: Vec<_> = bench
+        .all()
+        .iter()
+        .map(|f| (text(f.victim.module()), f.victim.present, f.victim.address))
+        .collect();
+    let none = || String::from("-");
+    let nt = || String::from("ntoskrnl.exe");
+    assert_eq!(
+        victims,
+        [
+            (none(), 1, 0xffff_a000_0000_0044),
+            (nt(), 1, NT + 0x1044),
+            (none(), 1, 0xffff_a000_0000_0100),
+            (none(), 1, 0xffff_a000_0000_0100),
+            (none(), 0, 0),
+            (nt(), 1, NT + 0x1044),
+            (nt(), 1, NT + 0x1123),
+        ]
+    );
+}
+
+#[test]
 fn code_where_a_module_used_to_be_is_told_so() {
     let mut bench = Bench::new(8);
     let base = 0xffff_f800_3000_0000;
