@@ -18,6 +18,7 @@ mod control;
 mod device;
 mod drain;
 mod evidence;
+mod frame_set;
 mod images;
 mod lock;
 mod machine;

@@ -11,6 +11,7 @@
 //! Locking: the hypervisor calls the monitor under its transition lock, so there
 //! is one writer at a time; each ring has one reader.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use detector::event::{Event, Flags, Kind, NO_EVIDENCE};
@@ -21,6 +22,7 @@ use hv_core::launch::Memory;
 use hv_core::monitor::{Difference, Fault, Guest, Monitor, PageRole};
 
 use crate::evidence::{EvidencePage, States};
+use crate::frame_set::FrameSet;
 use crate::ring::{self, Key, Ledger};
 
 /// Events that fit a core's ring.
@@ -78,37 +80,6 @@ impl SharedRings {
     }
 }
 
-/// A set of frames that forgets: an insertion may push another frame out. What
-/// is forgotten is asked about once more. All zeros is empty.
-#[repr(C)]
-struct FrameSet([AtomicU64; Self::PLACES]);
-
-impl FrameSet {
-    const PLACES: usize = 512;
-
-    fn place(&self, pfn: u64) -> Option<&AtomicU64> {
-        self.0.get(usize::try_from(pfn).ok()? % Self::PLACES)
-    }
-
-    fn contains(&self, pfn: u64) -> bool {
-        // Kept as their successors, so that 0 is none.
-        self.place(pfn)
-            .is_some_and(|place| place.load(Ordering::Relaxed) == pfn + 1)
-    }
-
-    fn insert(&self, pfn: u64) {
-        if let Some(place) = self.place(pfn) {
-            place.store(pfn + 1, Ordering::Relaxed);
-        }
-    }
-
-    fn clear(&self) {
-        for place in &self.0 {
-            place.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
 /// A core's private part.
 #[repr(C)]
 struct CorePart {
@@ -123,8 +94,6 @@ pub(crate) struct RootMonitor {
     buffers: [*mut u8; 2],
     capacity: usize,
     current: AtomicUsize,
-    /// Bytes of the snapshot in each buffer.
-    lengths: [AtomicUsize; 2],
     cores: *const CorePart,
     /// Frames of the current snapshot that were written while their module's
     /// address did not lead to them: probably freed by an unload that the
@@ -132,11 +101,27 @@ pub(crate) struct RootMonitor {
     left: *const FrameSet,
     /// Frames of code that its file marks writable, told once.
     told: *const FrameSet,
+    /// Frames that are nobody's code.
+    anonymous: *const FrameSet,
+    /// The snapshots, read; each of the buffer of its number.
+    views: [Cell<View<'static>>; 2],
+    /// Counts commits: what was alike before one is not alike after it.
+    epoch: AtomicU64,
     separate_user: bool,
 }
 
-// SAFETY: the buffers are written under the transition lock only.
+// SAFETY: buffers and views are written under the transition lock only, and read
+// under it.
 unsafe impl Sync for RootMonitor {}
+
+/// Reads a snapshot.
+///
+/// # Safety
+/// The buffer holds `length` bytes and is not written as long as the view is used.
+unsafe fn read_view(base: *mut u8, length: usize) -> Option<View<'static>> {
+    // SAFETY: the caller's promise.
+    View::new(unsafe { core::slice::from_raw_parts(base, length) })
+}
 
 impl RootMonitor {
     /// Builds the policy with a first snapshot; `room` is the size of the largest
@@ -156,6 +141,10 @@ impl RootMonitor {
         let parts = memory.private(cores * size_of::<CorePart>())?.va as *const CorePart;
         let left = memory.private(size_of::<FrameSet>())?.va as *const FrameSet;
         let told = memory.private(size_of::<FrameSet>())?.va as *const FrameSet;
+        let anonymous = memory.private(size_of::<FrameSet>())?.va as *const FrameSet;
+        // SAFETY: the buffer is written again only when it is not the current one,
+        // and read anew then.
+        let view = unsafe { read_view(first, snapshot.len()) }?;
         let shared = SharedRings::allocate(memory, cores)?;
         let rings = Rings { shared };
         Some((
@@ -164,10 +153,12 @@ impl RootMonitor {
                 buffers: [first, second],
                 capacity,
                 current: AtomicUsize::new(0),
-                lengths: [AtomicUsize::new(snapshot.len()), AtomicUsize::new(0)],
                 cores: parts,
                 left,
                 told,
+                anonymous,
+                views: [Cell::new(view), Cell::new(View::EMPTY)],
+                epoch: AtomicU64::new(0),
                 separate_user,
             },
             rings,
@@ -175,15 +166,7 @@ impl RootMonitor {
     }
 
     fn view_of(&self, index: usize) -> View<'_> {
-        let (Some(base), Some(length)) = (self.buffers.get(index), self.lengths.get(index)) else {
-            return View::EMPTY;
-        };
-        let length = length.load(Ordering::Acquire).min(self.capacity);
-        // SAFETY: the buffer holds `capacity` bytes and is not written while a
-        // view of it is in use: the current one never, the other one only by
-        // `receive`.
-        let bytes = unsafe { core::slice::from_raw_parts(*base, length) };
-        View::new(bytes).unwrap_or(View::EMPTY)
+        self.views.get(index).map_or(View::EMPTY, Cell::get)
     }
 
     fn current(&self) -> usize {
@@ -204,6 +187,11 @@ impl RootMonitor {
         unsafe { &*self.told }
     }
 
+    fn anonymous(&self) -> &FrameSet {
+        // SAFETY: as above.
+        unsafe { &*self.anonymous }
+    }
+
     fn core(&self, index: usize) -> Option<&CorePart> {
         if index >= self.shared.cores {
             return None;
@@ -214,22 +202,29 @@ impl RootMonitor {
         Some(unsafe { &*part })
     }
 
-    fn record(&self, mut event: Event, fault: &Fault, guest: &mut dyn Guest) -> bool {
-        let index = fault.core as usize;
+    /// What makes two events one: kind, frame (or what else tells them apart),
+    /// page of RIP, within one snapshot.
+    fn key(&self, kind: Kind, what: u64, rip: Gva) -> Key {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        Key((kind as u64) << 52 | what, epoch << 52 ^ rip.as_u64() >> 12)
+    }
+
+    /// Counts an event like one that still waits, before it is described.
+    fn repeats(&self, core: u32, key: Key) -> bool {
+        let index = core as usize;
+        match (self.shared.ring(index), self.core(index)) {
+            (Some(ring), Some(core)) => ring.repeat(&core.ledger, key),
+            (_, _) => false,
+        }
+    }
+
+    fn record(&self, mut event: Event, key: Key, core: u32, guest: &mut dyn Guest) -> bool {
+        let index = core as usize;
         let (Some(ring), Some(core)) = (self.shared.ring(index), self.core(index)) else {
             return false;
         };
         event.sequence = core.sequence.load(Ordering::Relaxed) + 1;
         core.sequence.store(event.sequence, Ordering::Relaxed);
-        let key = key_of(&event);
-        // Other events are told one by one, for their bytes or their page.
-        let alike = matches!(
-            event.kind(),
-            Some(Kind::SelfModifyingPage | Kind::VirtualizationAttempt)
-        );
-        if alike && ring.repeat(&core.ledger, key) {
-            return true;
-        }
         ring.push(&core.ledger, key, || {
             event.evidence = self.keep_page(&event, guest);
             event
@@ -248,11 +243,6 @@ impl RootMonitor {
             .keep(pages, |page: &mut [u8; 4096]| guest.read_page(gpa, page));
         kept.unwrap_or(NO_EVIDENCE)
     }
-}
-
-/// What makes two events one: kind, frame, page of RIP.
-const fn key_of(event: &Event) -> Key {
-    Key((event.kind as u64) << 52 | event.gpa >> 12, event.rip >> 12)
 }
 
 /// What all events have in common.
@@ -288,10 +278,14 @@ fn describe(event: &mut Event, fault: &Fault, guest: &mut dyn Guest) {
 unsafe impl Monitor for RootMonitor {
     fn role(&self, gpa: Gpa) -> PageRole {
         let pfn = gpa.pfn().as_u64();
-        let watched = !self.left().contains(pfn) && !self.told().contains(pfn);
-        if watched && self.view().by_frame(pfn).is_some() {
+        if self.anonymous().contains(pfn) || self.left().contains(pfn) || self.told().contains(pfn)
+        {
+            return PageRole::Anonymous;
+        }
+        if self.view().by_frame(pfn).is_some() {
             PageRole::ModuleCode
         } else {
+            self.anonymous().insert(pfn);
             PageRole::Anonymous
         }
     }
@@ -316,13 +310,20 @@ unsafe impl Monitor for RootMonitor {
         let mut event = Event::new(kind);
         describe(&mut event, fault, guest);
         verdict::annotate(&view, &mut event);
-        self.record(event, fault, guest)
+        let key = self.key(kind, fault.gpa.pfn().as_u64(), fault.rip);
+        self.record(event, key, fault.core, guest)
     }
 
     fn on_written(&self, fault: &Fault, difference: &Difference, guest: &mut dyn Guest) -> bool {
         let pfn = fault.gpa.pfn().as_u64();
         if self.told().contains(pfn) {
             return false;
+        }
+        // Most writes here repeat one that was told: they are only counted. A
+        // write to a module's code is always told, for its bytes.
+        let own = self.key(Kind::SelfModifyingPage, pfn, fault.rip);
+        if fault.own_page && self.repeats(fault.core, own) {
+            return true;
         }
         // A frame that its module has left is judged like any other.
         let left = self.left().contains(pfn);
@@ -356,16 +357,21 @@ unsafe impl Monitor for RootMonitor {
                 self.told().insert(pfn);
             }
         }
-        self.record(event, fault, guest)
+        let key = self.key(kind, pfn, fault.rip);
+        self.record(event, key, fault.core, guest)
     }
 
     fn on_virtualization(&self, fault: &Fault, instruction: u16, guest: &mut dyn Guest) {
+        let key = self.key(Kind::VirtualizationAttempt, instruction.into(), fault.rip);
+        if self.repeats(fault.core, key) {
+            return;
+        }
         let mut event = Event::new(Kind::VirtualizationAttempt);
         describe(&mut event, fault, guest);
         event.gpa = guest.translate(fault.rip).map_or(0, Gpa::as_u64);
         event.qualification = instruction.into();
         verdict::annotate(&self.view(), &mut event);
-        let _ = self.record(event, fault, guest);
+        let _ = self.record(event, key, fault.core, guest);
     }
 
     fn forgotten(&self, each: &mut dyn FnMut(Gpa)) {
@@ -389,6 +395,10 @@ unsafe impl Monitor for RootMonitor {
             return false;
         }
         let base = self.buffers[spare];
+        // What the buffer held is read no more.
+        if let Some(place) = self.views.get(spare) {
+            place.set(View::EMPTY);
+        }
         // SAFETY: the capacity is a multiple of 4096, so the whole page fits.
         let to = unsafe { base.add(offset) };
         // SAFETY: the spare buffer is read by nobody.
@@ -404,16 +414,19 @@ unsafe impl Monitor for RootMonitor {
             return false;
         }
         let spare = self.current() ^ 1;
-        // SAFETY: `bytes` is at most the capacity; the buffer is read by nobody.
-        let data = unsafe { core::slice::from_raw_parts(self.buffers[spare], bytes) };
-        if View::new(data).is_none() {
+        let (Some(base), Some(place)) = (self.buffers.get(spare), self.views.get(spare)) else {
             return false;
-        }
-        if let Some(length) = self.lengths.get(spare) {
-            length.store(bytes, Ordering::Release);
-        }
+        };
+        // SAFETY: `bytes` is at most the capacity; the buffer is written again only
+        // when it is not the current one, and read anew then.
+        let Some(view) = (unsafe { read_view(*base, bytes) }) else {
+            return false;
+        };
+        place.set(view);
         self.left().clear();
         self.told().clear();
+        self.anonymous().clear();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
         self.current.store(spare, Ordering::Release);
         true
     }
