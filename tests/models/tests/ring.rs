@@ -5,6 +5,10 @@
 //! broken variants (`ring_variants.rs`) prove that it would notice.
 
 mod sync {
+    #[expect(
+        clippy::unsafe_removed_from_name,
+        reason = "the driver's cell has a name of its own"
+    )]
     pub(crate) use loom::cell::UnsafeCell as Cell;
     pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 }
@@ -43,9 +47,9 @@ fn two_cores_share_the_pages() {
 }
 
 macro_rules! wrong {
-    ($($variant:ident in $scenario:ident,)*) => {$(
+    ($($variant:ident in $scenario:ident: $message:literal,)*) => {$(
         #[test]
-        #[should_panic]
+        #[should_panic(expected = $message)]
         fn $variant() {
             variants::$variant::scenarios::$scenario();
         }
@@ -53,16 +57,16 @@ macro_rules! wrong {
 }
 
 wrong! {
-    event_after_the_position in writer_and_reader,
-    relaxed_position in writer_and_reader,
-    relaxed_tail in writer_and_reader,
-    loss_is_not_counted in writer_and_reader,
-    full_ring_is_overwritten in writer_and_reader,
-    count_is_not_closed in writer_and_reader,
-    count_is_read_early in writer_and_reader,
-    count_is_not_reset in repeats,
-    repeat_wins_over_the_reader in writer_and_reader,
-    page_is_freed_early in pages,
-    relaxed_free in pages,
-    page_is_claimed_twice in two_writers,
+    event_after_the_position in writer_and_reader: "Causality violation",
+    relaxed_position in writer_and_reader: "Causality violation",
+    relaxed_tail in writer_and_reader: "Causality violation",
+    loss_is_not_counted in writer_and_reader: "nothing else is missing",
+    full_ring_is_overwritten in writer_and_reader: "in order, each once",
+    count_is_not_closed in writer_and_reader: "all that was kept",
+    count_is_read_early in writer_and_reader: "all that was kept",
+    count_is_not_reset in repeats: "ring.repeat",
+    repeat_wins_over_the_reader in writer_and_reader: "all that was kept",
+    page_is_freed_early in pages: "Causality violation",
+    relaxed_free in pages: "Causality violation",
+    page_is_claimed_twice in two_writers: "Causality violation",
 }

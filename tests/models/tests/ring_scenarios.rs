@@ -50,11 +50,11 @@ pub(super) fn writer_and_reader() {
                 let ring = Arc::clone(&ring);
                 thread::spawn(move || write(&ring, &Ledger::new(), keys))
             };
-            let mut last = 0;
-            let mut taken = read(&ring, &mut last);
+            let mut newest = 0;
+            let mut taken = read(&ring, &mut newest);
             let mut lost = ring.lost();
             let told = writer.join().unwrap();
-            taken += read(&ring, &mut last);
+            taken += read(&ring, &mut newest);
             lost += ring.lost();
             assert!(!ring.waiting());
             assert_eq!(taken, told, "all that was kept");
