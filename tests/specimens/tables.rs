@@ -16,6 +16,7 @@ use crate::instr;
 const FRAME: u64 = 0x000F_FFFF_FFFF_F000;
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const LARGE: u64 = 1 << 7;
 
@@ -74,7 +75,8 @@ impl Tables {
                     return None;
                 }
                 from = old & FRAME;
-                old & !FRAME | physical_address(next as u64)
+                // What ring 3 may use is for the last entry to say.
+                old & !FRAME | USER | physical_address(next as u64)
             } else {
                 entry(old)
             };
@@ -90,9 +92,14 @@ impl Tables {
         self.levels[depth].wrapping_add(index)
     }
 
+    /// For CR3.
+    pub(crate) fn root(&self) -> u64 {
+        physical_address(self.levels[0] as u64)
+    }
+
     /// Calls `routine` with these tables in use.
     pub(crate) fn call(&self, routine: unsafe extern "C" fn(u64) -> u64, argument: u64) -> u64 {
-        let root = physical_address(self.levels[0] as u64);
+        let root = self.root();
         // SAFETY: the copies map all that the system's tables map, so nothing is
         // lost meanwhile; interrupts are off inside.
         unsafe { instr::call_with_root(root, self.address, routine, argument) }
@@ -102,6 +109,11 @@ impl Tables {
 /// An entry for a present, writable, executable page at `frame`.
 pub(crate) fn executable(frame: u64) -> u64 {
     frame & FRAME | PRESENT | WRITE | ACCESSED | 1 << 6
+}
+
+/// The same for ring 3.
+pub(crate) fn executable_by_all(frame: u64) -> u64 {
+    executable(frame) | USER
 }
 
 impl Drop for Tables {

@@ -279,6 +279,9 @@ routines! {
     write_cr3: "mov cr3, rax";
     // VMXON between setting and clearing CR4.VMXE.
     vmxon_enabled: "mov rsi, cr4", "mov cr4, rax", "vmxon [rdx]", "pushfq", "pop rcx", "mov cr4, rsi";
+    // To ring 3 at RAX with the stack at RDX and the tables at RCX; comes back by a
+    // fault. Selectors as in 64-bit Windows.
+    enter_user: "mov cr3, rcx", "invlpg [rax]", "push 0x2B", "push rdx", "push 2", "push 0x33", "push rax", "iretq";
     write_cr8: "mov rdx, cr8", "mov cr8, rax", "mov rcx, cr8", "mov cr8, rdx";
     write_dr7: "mov rdx, dr7", "mov dr7, rax", "mov rcx, dr7", "mov dr7, rdx";
     write_dr6: "mov rdx, dr6", "mov dr6, rax", "mov rcx, dr6", "mov dr6, rdx";
@@ -306,6 +309,48 @@ reads! {
     cr3, "cr3";
     /// CR4.
     cr4, "cr4";
+}
+
+/// As in the other specimens' `instr.rs`.
+///
+/// # Safety
+/// As there.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn call_with_root(
+    root: u64,
+    address: u64,
+    routine: unsafe extern "C" fn(u64) -> u64,
+    argument: u64,
+) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rsi",
+        "pushfq",
+        "sub rsp, 32",
+        "cli",
+        "mov rbx, cr3",
+        "mov rsi, rdx",
+        "mov cr3, rcx",
+        "invlpg [rdx]",
+        "mov rcx, r9",
+        "call r8",
+        "mov cr3, rbx",
+        "invlpg [rsi]",
+        "add rsp, 32",
+        "popfq",
+        "pop rsi",
+        "pop rbx",
+        "ret",
+    )
+}
+
+/// Loads CR3.
+///
+/// # Safety
+/// The tables map whatever is used until others are loaded.
+pub(crate) unsafe fn load_cr3(root: u64) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) };
 }
 
 /// Interrupts off; whether they were on.

@@ -19,6 +19,8 @@ mod instr;
 mod patterns;
 mod peers;
 mod sweeps;
+#[path = "../../tables.rs"]
+mod tables;
 mod text;
 mod trap;
 

@@ -9,10 +9,12 @@ use wdk_standin::wdk_sys::{
     ntddk::{MmMapIoSpace, MmUnmapIoSpace},
 };
 
+use crate::harness::{CodePages, physical_address};
 use crate::instr::{self, Operands, Routine};
 use crate::line;
+use crate::tables::{Tables, executable_by_all};
 use crate::text::Text;
-use crate::trap::{Outcome, attempt};
+use crate::trap::{Outcome, attempt, attempt_in_user_mode};
 
 /// Aligned memory for instructions that store or load a block.
 #[repr(C, align(4096))]
@@ -78,7 +80,39 @@ pub(crate) fn all(text: &mut Text<'_>) {
     unconditional(text);
     virtualization(text);
     conditional(text);
+    user_mode(text);
     memory(text);
+}
+
+/// VMCALL and its like exit at any privilege level.
+fn user_mode(text: &mut Text<'_>) {
+    let Some(mut code) = CodePages::allocate(1) else {
+        line!(text, "no memory");
+        return;
+    };
+    for (name, instruction) in [
+        ("VMCALL", [0x0F, 0x01, 0xC1]),
+        ("VMMCALL", [0x0F, 0x01, 0xD9]),
+        ("VMXOFF", [0x0F, 0x01, 0xC4]),
+        ("VMLAUNCH", [0x0F, 0x01, 0xC2]),
+        ("XSETBV", [0x0F, 0x01, 0xD1]),
+        ("VMFUNC", [0x0F, 0x01, 0xD4]),
+        ("INVD", [0x0F, 0x08, 0x90]),
+        ("RDMSR", [0x0F, 0x32, 0x90]),
+        ("GETSEC", [0x0F, 0x37, 0x90]),
+        // CPUID, then UD2: it exits and goes on.
+        ("CPUID", [0x0F, 0xA2, 0x90]),
+    ] {
+        if !(code.write(0, &instruction) && code.write(3, &[0x0F, 0x0B])) {
+            return;
+        }
+        let frame = physical_address(code.address());
+        let entry = |_| executable_by_all(frame);
+        if let Some(tables) = Tables::with(code.address(), entry) {
+            let outcome = attempt_in_user_mode(&tables, code.address());
+            line!(text, "{name} in ring 3: {outcome}");
+        }
+    }
 }
 
 fn msrs(text: &mut Text<'_>) {

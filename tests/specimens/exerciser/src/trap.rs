@@ -10,6 +10,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::instr::{self, Operands, Routine, TableRegister, Trap};
+use crate::tables::Tables;
 
 /// Gates that stay the kernel's.
 const KERNELS: [usize; 3] = [2, 8, 18];
@@ -96,6 +97,42 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> T {
         unsafe { instr::interrupts_on() };
     }
     result
+}
+
+/// Interrupt-stack-table slot of NMIs: a stack that is always there.
+const NMI_STACK: u64 = 3;
+
+/// Runs the code at `address`, which `tables` give to ring 3, in ring 3 until it
+/// faults; how far behind `address`, and what the fault was.
+pub(crate) fn attempt_in_user_mode(tables: &Tables, address: u64) -> Outcome {
+    let mut registers = Operands {
+        rax: address,
+        rcx: tables.root(),
+        rdx: address + 0xF00,
+        ..Operands::default()
+    };
+    let root = instr::cr3();
+    let trap = guarded(|| {
+        let table = TABLE.0.get();
+        // SAFETY: interrupts are off and the driver's lock is held.
+        let gates = unsafe { &mut *table };
+        for (vector, slot) in gates.iter_mut().enumerate().take(instr::VECTORS) {
+            if !KERNELS.contains(&vector) {
+                *slot = gate(instr::vector(vector), NMI_STACK, 3);
+            }
+        }
+        // SAFETY: guarded; the fault's stack is not ring 3's.
+        let trap = unsafe { instr::attempt(instr::enter_user, &mut registers) };
+        // The gates are to be made anew.
+        COPIED.store(0, Ordering::Relaxed);
+        // SAFETY: the tables that were in use.
+        unsafe { instr::load_cr3(root) };
+        trap
+    });
+    match trap {
+        None => Outcome::Done(registers),
+        Some(trap) => Outcome::Fault(trap, trap.rip.wrapping_sub(address)),
+    }
 }
 
 /// One attempt.

@@ -11,6 +11,8 @@ mod harness;
 #[path = "../../exerciser/src/instr.rs"]
 #[allow(dead_code, reason = "shared with the exerciser, which uses all of it")]
 mod instr;
+#[path = "../../tables.rs"]
+mod tables;
 #[path = "../../exerciser/src/trap.rs"]
 #[allow(dead_code, reason = "shared with the exerciser, which uses all of it")]
 mod trap;
