@@ -601,6 +601,44 @@ fn a_gap_is_filled_from_the_page_or_makes_another_finding() {
 }
 
 #[test]
+fn writes_join_at_their_limits() {
+    let page = Box::new([9; 4096]);
+    for (gap, expected) in [(16, Outcome::Merged(1)), (17, Outcome::Found(2))] {
+        let mut bench = Bench::new(8);
+        bench.push(&hook(0x10, b"a", b"A"), Some(&page));
+        assert_eq!(bench.push(&hook(0x11 + gap, b"b", b"B"), None), expected);
+    }
+    // What only one of them knows, the whole does not know.
+    let flags = FindingFlags::OLD | FindingFlags::NEW;
+    for missing in [Flags::OLD, Flags::NEW] {
+        let mut bench = Bench::new(8);
+        bench.push(&hook(0x10, b"a", b"A"), None);
+        let mut event = hook(0x11, b"b", b"B");
+        event.flags &= !missing.bits();
+        assert_eq!(bench.push(&event, None), Outcome::Merged(1));
+        let finding = bench.all()[0];
+        let known = finding.flags() & flags;
+        let lost = if missing == Flags::OLD {
+            FindingFlags::OLD
+        } else {
+            FindingFlags::NEW
+        };
+        assert_eq!(known, flags - lost);
+    }
+    // A write of which nothing is known is no part of another one.
+    let mut bench = Bench::new(8);
+    bench.push(&hook(0x10, b"ab", b"AB"), None);
+    let mut blind = hook(0x11, b"b", b"B");
+    blind.write_length = 0;
+    assert_eq!(bench.push(&blind, None), Outcome::Found(2));
+    assert_eq!(
+        bench.push(&hook(0x12, b"c", b"C"), None),
+        Outcome::Merged(1)
+    );
+    assert_eq!(bench.all()[1].write_length, 0);
+}
+
+#[test]
 fn a_long_write_keeps_its_length_and_its_first_bytes() {
     let mut bench = Bench::new(8);
     for step in 0..16_u32 {
