@@ -1,6 +1,6 @@
 //! Taking the machine over and giving it back, again and again.
 
-use super::Stage;
+use super::{Stage, state};
 use anyhow::{Context, Result, ensure};
 use std::thread;
 use std::time::Duration;
@@ -20,18 +20,20 @@ pub(super) fn start_and_stop(stage: &mut Stage<'_>) -> Result<()> {
     stage.end()
 }
 
-pub(super) fn twenty_under_load(stage: &mut Stage<'_>) -> Result<()> {
-    under_load(stage, 20)
+pub(super) fn fifty_under_load(stage: &mut Stage<'_>) -> Result<()> {
+    under_load(stage, 50)
 }
 
-pub(super) fn hundred_under_load(stage: &mut Stage<'_>) -> Result<()> {
-    stage.options.time_limit = Duration::from_mins(15);
-    under_load(stage, 100)
+pub(super) fn thousand_under_load(stage: &mut Stage<'_>) -> Result<()> {
+    stage.options.time_limit = Duration::from_hours(2);
+    under_load(stage, 1000)
 }
 
 fn under_load(stage: &mut Stage<'_>, cycles: u32) -> Result<()> {
     stage.options.time_limit = stage.options.time_limit.max(Duration::from_mins(5));
     let client = stage.boot_with_driver()?;
+    // Without load: the stack selector depends on what was interrupted.
+    let before = state::state(stage)?;
     for program in ["compute", "syscalls", "jit"] {
         client.run_program(program, "")?;
     }
@@ -60,6 +62,12 @@ fn under_load(stage: &mut Stage<'_>, cycles: u32) -> Result<()> {
     for program in ["compute", "syscalls", "jit"] {
         client.stop_program(program)?;
     }
+    let differences = state::differences(&before, &state::state(stage)?);
+    ensure!(
+        differences.is_empty(),
+        "after {cycles} cycles: {}",
+        differences.join("; ")
+    );
     stage.end()
 }
 

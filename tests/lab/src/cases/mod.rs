@@ -38,6 +38,8 @@ enum On {
     Matrix,
     /// Every model, two processors.
     Models,
+    /// The first model with each of these numbers of processors.
+    Counts(&'static [u32]),
     /// One machine.
     Only(&'static str, u32),
 }
@@ -140,10 +142,10 @@ const TABLE: &[Case] = &[
     },
     Case {
         name: "cycles-under-load",
-        about: "20 start/stop cycles while programs and drivers run",
+        about: "50 start/stop cycles while programs and drivers run; registers as before",
         on: On::Matrix,
         long: false,
-        run: cycles::twenty_under_load,
+        run: cycles::fifty_under_load,
     },
     Case {
         name: "same-registers",
@@ -251,11 +253,11 @@ const TABLE: &[Case] = &[
         run: cycles::interleavings,
     },
     Case {
-        name: "hundred-cycles",
-        about: "100 start/stop cycles under load",
-        on: On::Models,
+        name: "thousand-cycles",
+        about: "1,000 start/stop cycles under load; registers as before",
+        on: On::Counts(&[1, 2, 4, 8]),
         long: true,
-        run: cycles::hundred_under_load,
+        run: cycles::thousand_under_load,
     },
     Case {
         name: "no-mtf",
@@ -282,8 +284,7 @@ const TABLE: &[Case] = &[
         name: "no-mtf-forms",
         about: "every form of self-writing instruction, stepped without MTF",
         on: On::Models,
-        // Until the trap flag is taken out of what a stepped PUSHF stores.
-        long: true,
+        long: false,
         run: specimens::all_forms_without_mtf,
     },
     Case {
@@ -497,6 +498,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
                 .flat_map(|model| CPUS.map(|cpus| (model, cpus)))
                 .collect(),
             On::Models => MODELS.map(|model| (model, 2)).to_vec(),
+            On::Counts(counts) => counts.iter().map(|&cpus| (MODELS[0], cpus)).collect(),
             On::Only(model, cpus) => vec![(model, cpus)],
         };
         for (model, cpus) in machines {
@@ -526,6 +528,13 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             &about,
             false,
             On::Matrix,
+            What::Specimen(name.clone()),
+        );
+        add(
+            &name,
+            &about,
+            true,
+            On::Counts(&[8]),
             What::Specimen(name.clone()),
         );
     }
