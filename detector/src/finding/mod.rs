@@ -20,7 +20,7 @@
 //! Nothing is lost silently. Every event that root mode produced ends in exactly
 //! one account (see [`Accounts`]): a finding delivered, a finding that still
 //! waits, merged into another, or dropped for a stated cause: no room, too many
-//! new findings at once ([`bucket`]), or [`verdict::still_holds`] says that it
+//! new findings at once (`bucket`), or [`verdict::still_holds`] says that it
 //! meant nothing. When the queue is
 //! full of findings nobody has read, the newest is dropped and the first ones
 //! are kept: they show how an attack began.
