@@ -27,7 +27,7 @@ pub(super) fn locked_off(stage: &mut Stage<'_>) -> Result<()> {
 
 pub(super) fn not_on_second_processor(stage: &mut Stage<'_>) -> Result<()> {
     stage.boot_words("feature_control=bsp-only");
-    refused(stage, "the firmware has switched virtualization off")
+    refused(stage, "virtualization differently on different cores")
 }
 
 pub(super) fn hypervisor_present(stage: &mut Stage<'_>) -> Result<()> {
