@@ -218,7 +218,14 @@ impl RootMonitor {
         }
     }
 
-    fn record(&self, mut event: Event, key: Key, core: u32, guest: &mut dyn Guest) -> bool {
+    fn record(
+        &self,
+        mut event: Event,
+        key: Key,
+        core: u32,
+        written: Option<&Difference>,
+        guest: &mut dyn Guest,
+    ) -> bool {
         let index = core as usize;
         let (Some(ring), Some(core)) = (self.shared.ring(index), self.core(index)) else {
             return false;
@@ -226,22 +233,37 @@ impl RootMonitor {
         event.sequence = core.sequence.load(Ordering::Relaxed) + 1;
         core.sequence.store(event.sequence, Ordering::Relaxed);
         ring.push(&core.ledger, key, || {
-            event.evidence = self.keep_page(&event, guest);
+            event.evidence = self.keep_page(&event, written, guest);
             event
         })
     }
 
-    fn keep_page(&self, event: &Event, guest: &mut dyn Guest) -> u32 {
+    /// Keeps the page as evidence, as it is after a write: a store that the
+    /// hypervisor carries out is told before it is made.
+    fn keep_page(&self, event: &Event, written: Option<&Difference>, guest: &mut dyn Guest) -> u32 {
         if event.gpa == 0 {
             return NO_EVIDENCE;
         }
         let gpa = Gpa::new(event.gpa);
         let pages = |index| self.shared.page(index);
-        let kept = self
-            .shared
-            .states()
-            .keep(pages, |page: &mut [u8; 4096]| guest.read_page(gpa, page));
+        let kept = self.shared.states().keep(pages, |page: &mut [u8; 4096]| {
+            guest.read_page(gpa, page) && {
+                if let Some(written) = written {
+                    lay_over(page, written);
+                }
+                true
+            }
+        });
         kept.unwrap_or(NO_EVIDENCE)
+    }
+}
+
+/// Puts the bytes that were written where they belong.
+fn lay_over(page: &mut [u8; 4096], written: &Difference) {
+    let length = usize::from(written.length);
+    let place = page.iter_mut().skip(written.offset.into()).take(length);
+    for (byte, new) in place.zip(&written.new) {
+        *byte = *new;
     }
 }
 
@@ -311,7 +333,7 @@ unsafe impl Monitor for RootMonitor {
         describe(&mut event, fault, guest);
         verdict::annotate(&view, &mut event);
         let key = self.key(kind, fault.gpa.pfn().as_u64(), fault.rip);
-        self.record(event, key, fault.core, guest)
+        self.record(event, key, fault.core, None, guest)
     }
 
     fn on_written(&self, fault: &Fault, difference: &Difference, guest: &mut dyn Guest) -> bool {
@@ -358,7 +380,7 @@ unsafe impl Monitor for RootMonitor {
             }
         }
         let key = self.key(kind, pfn, fault.rip);
-        self.record(event, key, fault.core, guest)
+        self.record(event, key, fault.core, Some(difference), guest)
     }
 
     fn on_virtualization(&self, fault: &Fault, instruction: u16, guest: &mut dyn Guest) {
@@ -371,7 +393,7 @@ unsafe impl Monitor for RootMonitor {
         event.gpa = guest.translate(fault.rip).map_or(0, Gpa::as_u64);
         event.qualification = instruction.into();
         verdict::annotate(&self.view(), &mut event);
-        let _ = self.record(event, key, fault.core, guest);
+        let _ = self.record(event, key, fault.core, None, guest);
     }
 
     fn forgotten(&self, each: &mut dyn FnMut(Gpa)) {

@@ -20,6 +20,12 @@ use std::process::{Command, Stdio};
 const TARGET: &str = "x86_64-pc-windows-msvc";
 /// The driver's, where there is no WDK.
 const DRIVER_FEATURES: &[&str] = &["--no-default-features", "--features", "standin"];
+/// The same with the mistakes that can be planted.
+const SEEDED_FEATURES: &[&str] = &[
+    "--no-default-features",
+    "--features",
+    "standin,seeded-faults",
+];
 
 /// Environment variable: take the images as they are.
 pub(crate) const NO_BUILD: &str = "HVDETECT_LAB_NO_BUILD";
@@ -207,6 +213,7 @@ pub(crate) fn lint(toolchain: &Toolchain) -> Result<()> {
         ("wdfldr".to_owned(), vec![]),
         ("wdk-standin".to_owned(), vec!["--features", "kmdf"]),
         ("hvdetect-driver".to_owned(), DRIVER_FEATURES.to_vec()),
+        ("hvdetect-driver".to_owned(), SEEDED_FEATURES.to_vec()),
     ];
     for name in specimen_names()? {
         crates.push((name, vec![]));
@@ -420,11 +427,7 @@ impl Images {
             package: "hvdetect-driver",
             entry: "FxDriverEntry",
             file: "hvdetect_driver.sys",
-            features: &[
-                "--no-default-features",
-                "--features",
-                "standin,seeded-faults",
-            ],
+            features: SEEDED_FEATURES,
         };
         let driver = if std::env::var_os(NO_BUILD).is_some() {
             out.join(recipe.file)

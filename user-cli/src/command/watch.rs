@@ -143,7 +143,8 @@ impl Sink<'_> {
 
 fn summary(printed: u64, accounts: Option<&Accounts>) {
     // Writing to a String cannot fail.
-    let mut text = format!("{printed} findings.");
+    let noun = if printed == 1 { "finding" } else { "findings" };
+    let mut text = format!("{printed} {noun}.");
     if let Some(accounts) = accounts {
         let dropped = accounts.dropped();
         if dropped > 0 {

@@ -83,14 +83,28 @@ pub(crate) fn listings(record: &Record, page: Option<&[u8; 4096]>) -> Vec<Listin
     let address = victim.and_then(unhex).unwrap_or(u64::from(write.offset));
     let old = unhex_bytes(old).unwrap_or_default();
     let new = unhex_bytes(new).unwrap_or_default();
-    // The page was kept after the write: what follows the written bytes lets the
-    // last instruction decode as it would have run.
+    // The page was kept after the write: what lies around the written bytes lets
+    // the first instruction decode from its beginning, when that is known, and
+    // the last as it would have run.
     let start = offset(u64::from(write.offset));
-    let tail = page.map(|page| &page[(start + new.len()).min(4096)..]);
-    let tail = tail.map_or(&[][..], |tail| &tail[..tail.len().min(32)]);
-    add("Before", &[&old, tail].concat(), address, 8);
-    add("After", &[&new, tail].concat(), address, 8);
+    let lead = lead(record).filter(|lead| *lead <= start);
+    let (head, tail) = page.map_or((&[][..], &[][..]), |page| {
+        let end = (start + new.len()).min(4096);
+        let head = &page[start - lead.unwrap_or(0)..start];
+        (head, &page[end..(end + 32).min(4096)])
+    });
+    let address = address.wrapping_sub(head.len() as u64);
+    add("Before", &[head, &old, tail].concat(), address, 8);
+    add("After", &[head, &new, tail].concat(), address, 8);
     out
+}
+
+/// Bytes from the victim's export to the first that changed, if they are few: an
+/// inline hook often keeps the first byte of the function by chance.
+fn lead(record: &Record) -> Option<usize> {
+    const MOST: u64 = 15;
+    let distance = record.victim.export_offset.as_deref().and_then(unhex)?;
+    usize::try_from(distance).ok().filter(|_| distance <= MOST)
 }
 
 fn offset(address: u64) -> usize {
@@ -163,6 +177,7 @@ pub(crate) fn dump(page: &[u8; 4096], focus: usize, full: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Written;
     use crate::record::tests::{hook, unbacked};
 
     fn page() -> Box<[u8; 4096]> {
@@ -195,6 +210,24 @@ mod tests {
     fn a_hook_before_and_after() {
         let text = listing_text(&listings(&Record::from(&hook()), Some(&page())));
         assert_eq!(text, include_str!("../snapshots/hook-listing.txt"));
+    }
+
+    #[test]
+    fn a_hook_that_keeps_the_first_byte_is_listed_from_the_function() {
+        let mut record = Record::from(&hook());
+        record.write = Some(Written {
+            offset: 0x45,
+            length: 4,
+        });
+        record.victim.address = Some("0xfffff80010001045".into());
+        record.victim.export_offset = Some("0x1".into());
+        (record.old, record.new) = (Some("11223344".into()), Some("01020304".into()));
+        let listings = listings(&record, Some(&page()));
+        let [before, after] = &listings[listings.len() - 2..] else {
+            panic!("two listings");
+        };
+        assert_eq!(before.instructions[0].bytes, "e911223344");
+        assert_eq!(after.instructions[0].text, "jmp 0xfffff8001403124a");
     }
 
     #[test]

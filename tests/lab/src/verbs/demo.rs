@@ -12,13 +12,14 @@ use crate::images::{self, Profile, Wanted};
 use crate::machine::Options;
 use crate::place;
 use crate::setup;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many attacks are shown.
-const ATTACKS: usize = 4;
+/// The attacks that are shown, and the benign control.
+const ATTACKS: [&str; 4] = ["pool-shellcode", "manual-map", "inline-hook", "self-writer"];
+const BENIGN: &str = "benign-churn";
 /// How long after a specimen's unload its findings may come: many drain periods.
 const AFTER_UNLOAD: Duration = Duration::from_secs(2);
 
@@ -27,7 +28,11 @@ pub(crate) fn run() -> Result<ExitCode> {
     let begin = Instant::now();
     let tools = setup::all()?;
     let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
-    let (attacks, benign) = programme()?;
+    let attacks: Vec<_> = ATTACKS
+        .into_iter()
+        .map(expectation)
+        .collect::<Result<_>>()?;
+    let benign = expectation(BENIGN)?;
     let mut stage = Stage::new(&tools, &images, Options::intel());
     let result = perform(&mut stage, &attacks, &benign);
     if let (Err(_), Some(state)) = (&result, stage.report()) {
@@ -38,43 +43,10 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The attacks to show, those of different kinds first, and the benign control.
-fn programme() -> Result<(Vec<Expectation>, Expectation)> {
-    let mut attacks: Vec<Expectation> = Vec::new();
-    let mut others = Vec::new();
-    let mut benign = None;
-    for name in images::specimen_names()? {
-        let expected = Expectation::read(
-            &place::workspace()
-                .join("tests/specimens")
-                .join(&name)
-                .join("expect.json"),
-        )?;
-        if expected.before_start {
-            continue;
-        }
-        if expected.silent {
-            benign = benign.or(Some(expected));
-            continue;
-        }
-        let known = attacks
-            .iter()
-            .any(|one| one.kinds[0].kind == expected.kinds[0].kind);
-        if known {
-            others.push(expected);
-        } else {
-            attacks.push(expected);
-        }
-    }
-    attacks.extend(others);
-    attacks.truncate(ATTACKS);
-    if attacks.len() < ATTACKS {
-        bail!("only {} attacks in tests/specimens", attacks.len());
-    }
-    Ok((
-        attacks,
-        benign.context("no benign control in tests/specimens")?,
-    ))
+/// What the specimen's file says of it.
+fn expectation(name: &str) -> Result<Expectation> {
+    let specimen = place::workspace().join("tests/specimens").join(name);
+    Expectation::read(&specimen.join("expect.json"))
 }
 
 fn perform(stage: &mut Stage<'_>, attacks: &[Expectation], benign: &Expectation) -> Result<()> {
