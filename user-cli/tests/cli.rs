@@ -622,7 +622,7 @@ fn watch_ends_at_its_timeout_and_cancels_its_request() {
     expect(
         &bench.run("watch --timeout 0.5 --exit-code"),
         10,
-        "1 findings",
+        "1 finding",
     );
 }
 
@@ -680,7 +680,7 @@ fn a_reader_that_has_enough_is_no_failure() {
 fn the_log_tolerates_a_torn_last_line() {
     let bench = Bench::new("torn");
     bench.driver.change(|w| w.findings = vec![finding(1)]);
-    expect(&bench.run("watch --count 1 --log l.jsonl"), 0, "1 findings");
+    expect(&bench.run("watch --count 1 --log l.jsonl"), 0, "1 finding");
     let path = bench.folder.join("l.jsonl");
     let mut text = std::fs::read_to_string(&path).unwrap();
     let half = text[..text.len() / 2].to_owned();

@@ -16,7 +16,9 @@
  *
  * The host's side is a Unix socket whose path stands in HVDETECT_LAB_CONTROL:
  * one connection, one line, one answer (JSON). Commands: `counters`, `marks`,
- * `fetches`, `registers`, `checkpoint PATH`, `count-frames`, `quit CODE`.
+ * `fetches`, `registers`, `checkpoint PATH`, `count-frames`, `profile`,
+ * `quit CODE`. `profile` answers how often each address was executed in root mode
+ * since it was last asked, and begins anew; the first time it only begins.
  * HVDETECT_LAB_COUNT_FRAMES=1 counts frames from the start;
  * HVDETECT_LAB_HYPERVISOR_BIT=1 sets CPUID.1:ECX bit 31.
  * SIGTERM writes the registers and counters to the files `registers.json` and
@@ -54,6 +56,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <fcntl.h>
@@ -111,6 +114,9 @@ std::vector<Bit32u> retired_by_frame;
 std::vector<FetchEvent> fetch_events;
 std::vector<Mark> marks;
 Bit64u lost_fetch_events = 0;
+
+std::unordered_map<Bit64u, Bit64u> profile;
+bool profiling = false;
 
 bool claim_hypervisor = false;
 bool have_low_half = false;
@@ -372,6 +378,14 @@ std::string answer(const std::string &line)
   } else if (line == "count-frames") {
     count_frames();
     out = "{\"ok\":true}";
+  } else if (line == "profile") {
+    out = "[";
+    for (const auto &entry : profile)
+      append(out, "%s[%llu,%llu]", out.size() > 1 ? "," : "", u(entry.first), u(entry.second));
+    out += "]";
+    profile.clear();
+    profiling = true;
+    lab_count_frames = 1;
   } else if (line.compare(0, 11, "checkpoint ") == 0) {
     out = checkpoint(line.substr(11)) ? "{\"ok\":true}" : "{\"ok\":false}";
   } else if (line.compare(0, 5, "quit ") == 0) {
@@ -463,7 +477,10 @@ void lab_init(unsigned cpu)
 void lab_retired(unsigned cpu)
 {
   BX_CPU_C *c = BX_CPU(cpu);
-  if (!processors[cpu].in_guest) return;
+  if (!processors[cpu].in_guest) {
+    if (profiling && processors[cpu].was_in_root) profile[c->prev_rip] += 1;
+    return;
+  }
   Bit64u frame = c->pAddrFetchPage / PAGE;
   if (frame < retired_by_frame.size()) retired_by_frame[frame] += 1;
 }

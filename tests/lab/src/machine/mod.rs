@@ -164,6 +164,12 @@ impl Machine {
         self.process.control("marks", Duration::from_secs(10))
     }
 
+    /// How often root mode executed each address since the last call, as pairs; the
+    /// first call only begins to count.
+    pub(crate) fn profile(&self) -> Result<Value> {
+        self.process.control("profile", Duration::from_secs(10))
+    }
+
     /// Every VM exit so far for an instruction fetch, with the number of guest
     /// instructions that had retired from that frame before.
     pub(crate) fn fetches(&self) -> Result<Value> {

@@ -10,13 +10,15 @@
 //!
 //! Cycles are not measured: no processor is emulated to that depth.
 
-use crate::images::{self, Profile, Wanted};
+use crate::code::{Function, Image};
+use crate::images::{self, Images, Profile, Wanted};
 use crate::machine::{Client, Machine, Options};
 use crate::progress;
 use crate::session::Session;
 use crate::setup;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,6 +40,9 @@ pub(crate) struct Arguments {
     /// RAM in MiB
     #[arg(long, default_value_t = 256)]
     ram: u32,
+    /// Also tell in which functions root mode spends its instructions
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
 }
 
 /// A workload of MiniNT and how many rounds of it are counted.
@@ -196,7 +201,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             ..Options::intel()
         };
         let machine = session.boot(options, Some(&tools.bochs))?;
-        let figures = measure(&session, &machine, &wanted)
+        let profiler = arguments
+            .profile
+            .then(|| Profiler::new(&images))
+            .transpose()?;
+        let figures = measure(&session, &machine, &wanted, profiler.as_ref())
             .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
         machine.shut_down()?;
         let lines = lines(machine.options(), &wanted, &figures);
@@ -220,7 +229,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Result<Figures> {
+fn measure(
+    session: &Session<'_>,
+    machine: &Machine,
+    wanted: &[&Workload],
+    profiler: Option<&Profiler>,
+) -> Result<Figures> {
     let client = machine.client()?;
     client.start_service("hvdetect")?;
     let hvdetect = |words: &[&str]| -> Result<String> {
@@ -284,7 +298,15 @@ fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Re
     drop(hvdetect(&["start"])?);
     let on = wanted
         .iter()
-        .map(|workload| sample(workload, true))
+        .map(|workload| {
+            let sample = sample(workload, true);
+            if let Some(profiler) = profiler {
+                drop(machine.profile()?);
+                execute(&client, workload)?;
+                profiler.print(workload, machine)?;
+            }
+            sample
+        })
         .collect::<Result<_>>()?;
     // Gives its pages back.
     client.machine("workload warm-touch 0")?;
@@ -300,6 +322,51 @@ fn measure(session: &Session<'_>, machine: &Machine, wanted: &[&Workload]) -> Re
         launch,
         leave,
     })
+}
+
+/// Tells in which functions of the driver root mode spends its instructions.
+struct Profiler {
+    image: Image,
+}
+
+impl Profiler {
+    fn new(images: &Images) -> Result<Self> {
+        let driver = images.driver.as_ref().context("no driver built")?;
+        Ok(Self {
+            image: Image::read(driver, &[])?,
+        })
+    }
+
+    /// Instructions a round of the workload, by function, the most first.
+    fn print(&self, workload: &Workload, machine: &Machine) -> Result<()> {
+        const LINES: usize = 24;
+        // "ldr: hvdetect_driver.sys at 0xfffff8055002c000, 204800 bytes, …"
+        let console = machine.console();
+        let base = console
+            .rsplit_once("hvdetect_driver.sys at 0x")
+            .and_then(|(_, rest)| rest.split(',').next())
+            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+            .context("the console does not tell where the driver is")?;
+        let mut functions: BTreeMap<&str, u64> = BTreeMap::new();
+        for pair in machine.profile()?.as_array().into_iter().flatten() {
+            let (Some(rip), Some(count)) = (pair[0].as_u64(), pair[1].as_u64()) else {
+                continue;
+            };
+            let function = u32::try_from(rip.wrapping_sub(base))
+                .ok()
+                .and_then(|rva| self.image.at(rva));
+            *functions
+                .entry(function.map_or("?", Function::name))
+                .or_default() += count;
+        }
+        let mut functions: Vec<_> = functions.into_iter().collect();
+        functions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        println!("{}: root mode, instructions a round", workload.name);
+        for (name, count) in functions.into_iter().take(LINES) {
+            println!("{:8} {name}", count / u64::from(workload.rounds));
+        }
+        Ok(())
+    }
 }
 
 /// One object a measurement, as `docs/src/interfaces.md` section 6 has it, and
