@@ -24,7 +24,7 @@ use crate::host::descriptors::{
     IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, Tss, fill_gdt, gate, tss_descriptor,
 };
 use crate::host::paging::{HostSpace, HostTable};
-use crate::host::window::Window;
+use crate::host::window::{self, Window};
 use crate::hypercall::{self, Figure};
 use crate::hypervisor::{Hypervisor, MAX_CORES, Nested};
 use crate::instr::{self, VmFail};
@@ -646,6 +646,7 @@ fn host_tables(
     }
     let mapped = |region: &Region| HostSpace::tables_for(region.bytes);
     let tables: usize = 1
+        + HostSpace::tables_for(window::span(cores.len()))
         + copies.iter().map(mapped).sum::<usize>()
         + ledger
             .regions(Visibility::Private)
@@ -683,29 +684,19 @@ fn host_tables(
         for guard in [&raw const core.guard_low, &raw const core.guard_high] {
             map(guard as u64, 0, 4096, 0)?;
         }
-        let [apic, show, walk] = &core.windows;
-        for (window, state) in [
-            (apic, &core.state.apic_window),
-            (show, &core.state.data_window),
-            (walk, &core.state.walk_window),
-        ] {
-            let va = &raw const *window as u64;
-            map(va, 0, 4096, 0)?;
-            state.set(None);
-        }
     }
-    for core in cores {
+    map(window::address(0, 0), 0, window::span(cores.len()), 0)?;
+    for (index, core) in cores.iter().enumerate() {
         // SAFETY: one block for each core.
-        let core = unsafe { &**core };
-        let [apic, show, walk] = &core.windows;
-        for (window, state) in [
-            (apic, &core.state.apic_window),
-            (show, &core.state.data_window),
-            (walk, &core.state.walk_window),
-        ] {
-            let va = &raw const *window as u64;
+        let state = unsafe { &(**core).state };
+        let window = |number| -> Result<Window, StartError> {
+            let va = window::address(index, number);
             let entry = space.entry(va).ok_or(StartError::Tables)?;
-            state.set(Some(Window::new(va, entry)));
+            Ok(Window::new(va, entry))
+        };
+        state.apic_window.set(Some(window(0)?));
+        for (number, view) in (1..).zip(state.views.each()) {
+            view.set(window(number)?);
         }
     }
     Ok(space.root())

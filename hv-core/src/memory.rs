@@ -2,6 +2,7 @@
 
 use ept::addr::{Gpa, Gva, Hpa};
 
+use crate::host::window::View;
 use crate::instr;
 use crate::monitor::Guest;
 use crate::percpu::Core;
@@ -62,40 +63,64 @@ pub struct GuestMemory<'a> {
 impl<'a> GuestMemory<'a> {
     /// The memory as seen with the given paging mode and CR3.
     #[must_use]
-    pub const fn new(core: &'a Core, paging: Paging, cr3: u64) -> Self {
+    pub fn new(core: &'a Core, paging: Paging, cr3: u64) -> Self {
+        core.state.views.renew(core.hypervisor().ram.epoch());
         Self { core, paging, cr3 }
     }
 
     /// The frame behind a page of guest RAM: the guest's view, so that what is
     /// hidden from the guest is not shown through root mode either.
-    fn frame(&self, gpa: u64) -> Option<u64> {
+    fn frame(&self, page: u64) -> Option<u64> {
         let hypervisor = self.core.hypervisor();
-        if !hypervisor.ram.get().contains(gpa) {
+        if !hypervisor.ram.get().contains(page) {
             return None;
         }
-        let shown = hypervisor.nested()?.frame(Gpa::new(gpa));
-        Some(shown.map_or(gpa & !0xFFF, Hpa::as_u64))
+        let shown = hypervisor.nested()?.frame(Gpa::new(page));
+        Some(shown.map_or(page, Hpa::as_u64))
     }
 
-    fn quadword(&self, gpa: u64) -> Option<u64> {
-        let frame = self.frame(gpa)?;
-        let window = self.core.state.walk_window.get()?;
-        let address = window.show(frame) + (gpa & 0xFF8);
-        // SAFETY: the window shows this page of RAM to this core.
-        Some(unsafe { (address as *const u64).read_volatile() })
+    /// Address of a page of RAM in a view of this core's, valid until the view is
+    /// turned to another page.
+    #[inline]
+    fn see(&self, view: &View, page: u64) -> Option<u64> {
+        match view.known(page) {
+            Some(address) => Some(address),
+            None => self.turn(view, page),
+        }
     }
 
-    /// Translates a linear address.
+    #[cold]
+    fn turn(&self, view: &View, page: u64) -> Option<u64> {
+        view.show(page, self.frame(page)?)
+    }
+
+    /// Translates a linear address of data.
     #[must_use]
     pub fn translate(&self, gva: Gva) -> Option<Translation> {
-        walk::translate(self.paging, self.cr3, gva, |gpa| self.quadword(gpa))
+        self.walk(&self.core.state.views.data_tables, gva)
     }
 
-    /// Address of a page of RAM in the data window, valid until the next use of
-    /// that window on this core.
+    /// Translates a linear address of code. (Code and data lie apart, so each way
+    /// keeps its tables in view.)
+    #[must_use]
+    pub fn translate_code(&self, gva: Gva) -> Option<Translation> {
+        self.walk(&self.core.state.views.code_tables, gva)
+    }
+
+    #[inline]
+    fn walk(&self, tables: &[View; 4], gva: Gva) -> Option<Translation> {
+        walk::translate(self.paging, self.cr3, gva, |level, gpa| {
+            let view = &tables[usize::from(level & 3)];
+            let address = self.see(view, gpa & !0xFFF)? + (gpa & 0xFF8);
+            // SAFETY: the view shows this page of RAM to this core.
+            Some(unsafe { (address as *const u64).read_volatile() })
+        })
+    }
+
+    /// Address of a page of RAM, valid until the next use of the data view.
+    #[inline]
     fn show(&self, gpa: Gpa) -> Option<u64> {
-        let frame = self.frame(gpa.page_base().as_u64())?;
-        Some(self.core.state.data_window.get()?.show(frame))
+        self.see(&self.core.state.views.data, gpa.page_base().as_u64())
     }
 
     /// Copies a page of RAM to memory of ours. `false` when it is no RAM.
@@ -114,60 +139,62 @@ impl<'a> GuestMemory<'a> {
     /// that differ, or `None`.
     #[must_use]
     pub fn difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
+        self.differing(gpa, before, 0, 4096)
+    }
+
+    /// Compares `length` bytes from `start` on, both multiples of 8.
+    fn differing(
+        &self,
+        gpa: Gpa,
+        before: &[u8; 4096],
+        start: usize,
+        length: usize,
+    ) -> Option<(u16, u16)> {
         let address = self.show(gpa)?;
         let (chunks, _) = before.as_chunks::<8>();
-        let now = |index: usize| {
-            let word = (address + index as u64 * 8) as *const u64;
-            // SAFETY: the window shows a whole page; the index is below 512.
-            unsafe { word.read_volatile() }
-        };
-        let mut first = None;
-        let mut last = 0;
-        for (index, old) in chunks.iter().enumerate() {
-            let changed = now(index) ^ u64::from_le_bytes(*old);
+        let chunks = chunks.iter().enumerate().skip(start / 8).take(length / 8);
+        let mut found: Option<(u64, u64)> = None;
+        for (index, old) in chunks {
+            let base = index as u64 * 8;
+            // SAFETY: the view shows a whole page; the index is below 512.
+            let now = unsafe { ((address + base) as *const u64).read_volatile() };
+            let changed = now ^ u64::from_le_bytes(*old);
             if changed != 0 {
-                let base = index * 8;
-                first.get_or_insert(base + changed.trailing_zeros() as usize / 8);
-                last = base + 7 - changed.leading_zeros() as usize / 8;
+                let last = base + 7 - u64::from(changed.leading_zeros() / 8);
+                let first = match found {
+                    Some((first, _)) => first,
+                    None => base + u64::from(changed.trailing_zeros() / 8),
+                };
+                found = Some((first, last));
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-        first.map(|first| (first as u16, last as u16))
+        found.map(|(first, last)| (first as u16, last as u16))
     }
 
-    /// Copies the [`WINDOW`] bytes from `gpa` on, as far as its page goes, to the
-    /// same place in a page of ours.
+    /// Copies the [`WINDOW`] bytes around `gpa` to the same place in a page of ours.
     pub fn copy_window(&self, gpa: Gpa, to: *mut [u8; 4096]) {
         let Some(address) = self.show(gpa) else {
             return;
         };
-        let (first, end) = window(gpa);
-        // SAFETY: the offset is inside the page that the window shows.
-        let from = unsafe { (address as *const u8).add(first) };
-        // SAFETY: the same offset in the caller's page.
-        let to = unsafe { to.cast::<u8>().add(first) };
-        // SAFETY: both ranges end inside their pages; the guest may write its own
-        // meanwhile, which a copy of bytes tolerates.
-        unsafe { core::ptr::copy_nonoverlapping(from, to, end - first) };
+        let first = window_start(gpa);
+        for offset in (first..first + WINDOW).step_by(8) {
+            // SAFETY: the view shows a whole page; the window lies inside it, at a
+            // multiple of 8.
+            let word = unsafe { ((address + offset as u64) as *const u64).read_volatile() };
+            // SAFETY: the same offset in the caller's page.
+            let to = unsafe { to.cast::<u8>().add(offset) };
+            // SAFETY: as above.
+            unsafe { to.cast::<u64>().write_unaligned(word) };
+        }
     }
 
     /// Compares what [`Self::copy_window`] copied with what is there now: the first
     /// and the last offset that differ, or `None`.
     #[must_use]
     pub fn window_difference(&self, gpa: Gpa, before: &[u8; 4096]) -> Option<(u16, u16)> {
-        let mut now = [0; WINDOW];
-        let (first, end) = window(gpa);
-        let now = now.get_mut(..end - first)?;
-        self.bytes(gpa, first, now);
-        let old = before.get(first..end)?;
-        if now == old {
-            return None;
-        }
-        let differs = |(now, old): &(&u8, &u8)| now != old;
-        let from = now.iter().zip(old).position(|pair| differs(&pair))?;
-        let to = now.iter().zip(old).rposition(|pair| differs(&pair))?;
-        #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-        Some(((first + from) as u16, (first + to) as u16))
+        let first = window_start(gpa);
+        self.differing(gpa, before, first, WINDOW)
     }
 
     /// Copies the bytes of the instruction at `rip`, whose translation is `first`;
@@ -178,35 +205,59 @@ impl<'a> GuestMemory<'a> {
         let offset = rip.page_offset() as usize;
         let here = (4096 - offset).min(to.len());
         let (head, tail) = to.split_at_mut(here);
-        if self.show(first.gpa).is_none() {
+        if !self.code_bytes(first.gpa, offset, head) {
             return 0;
         }
-        self.bytes(first.gpa, offset, head);
         if tail.is_empty() {
             return here;
         }
         let next = Gva::new(rip.as_u64().wrapping_add(here as u64));
-        match self.translate(next) {
-            Some(found) if self.show(found.gpa).is_some() => {
-                self.bytes(found.gpa, 0, tail);
-                here + tail.len()
-            }
+        match self.translate_code(next) {
+            Some(found) if self.code_bytes(found.gpa, 0, tail) => here + tail.len(),
             _ => here,
         }
     }
 
+    /// Copies bytes of a page of code that end inside it. `false` when it is no RAM.
+    fn code_bytes(&self, gpa: Gpa, offset: usize, to: &mut [u8]) -> bool {
+        let page = gpa.page_base().as_u64();
+        let Some(address) = self.see(&self.core.state.views.code, page) else {
+            return false;
+        };
+        let address = address + offset as u64;
+        if to.len() == 15 && offset <= 4080 {
+            // SAFETY: the view shows a whole page, and the bytes end inside it.
+            let low = unsafe { instr::load64(address) };
+            // SAFETY: as above.
+            let high = unsafe { instr::load64(address + 8) };
+            let both = u128::from(high) << 64 | u128::from(low);
+            to.copy_from_slice(&both.to_le_bytes()[..15]);
+            return true;
+        }
+        for (index, byte) in to.iter_mut().enumerate() {
+            // SAFETY: as above.
+            *byte = unsafe { instr::load8(address + index as u64) };
+        }
+        true
+    }
+
     /// `size` (1, 2, 4 or 8) bytes that lie in one page of RAM, to be read and
-    /// stored; valid until the next use of the data window on this core. `None` when
+    /// stored; valid until the next use of the data view on this core. `None` when
     /// they are no RAM, or hidden.
     #[must_use]
     pub fn operand(&self, gpa: Gpa, size: u8) -> Option<Operand> {
         let page = gpa.page_base().as_u64();
-        if self.frame(page)? != page || gpa.page_offset() + u64::from(size) > 4096 {
+        if gpa.page_offset() + u64::from(size) > 4096 {
             return None;
         }
-        let window = self.core.state.data_window.get()?;
+        let view = &self.core.state.views.data;
+        let base = match view.known_writable(page) {
+            Some(address) => address,
+            None if self.frame(page)? == page => view.show_writable(page)?,
+            None => return None,
+        };
         Some(Operand {
-            address: window.show_writable(page) + gpa.page_offset(),
+            address: base + gpa.page_offset(),
             size,
         })
     }
@@ -225,11 +276,12 @@ impl<'a> GuestMemory<'a> {
     }
 }
 
-/// The first and the end offset of what is compared around an address.
+/// Where what is compared around an address begins: at a multiple of 8, so that all
+/// of it lies in the page.
+#[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "below 4096")]
-fn window(gpa: Gpa) -> (usize, usize) {
-    let first = gpa.page_offset() as usize;
-    (first, (first + WINDOW).min(4096))
+pub fn window_start(gpa: Gpa) -> usize {
+    (gpa.page_offset() as usize & !7).min(4096 - WINDOW)
 }
 
 impl Guest for GuestMemory<'_> {

@@ -15,7 +15,7 @@ use ept::table::Table;
 
 use crate::counters::Counters;
 use crate::host::descriptors::{GDT_SLOTS, Tss};
-use crate::host::window::Window;
+use crate::host::window::{Views, Window};
 use crate::hypervisor::Hypervisor;
 use crate::step::StepState;
 use crate::vmx::entry::LeaveFrame;
@@ -113,10 +113,8 @@ pub struct CoreState {
     pub path: UnsafeCell<MaybeUninit<PrivatePath<'static>>>,
     /// Window to the local APIC.
     pub apic_window: Cell<Option<Window>>,
-    /// Window to guest data.
-    pub data_window: Cell<Option<Window>>,
-    /// Window to guest page tables.
-    pub walk_window: Cell<Option<Window>>,
+    /// Views of guest memory.
+    pub views: Views,
     /// Physical address of the VMCS.
     pub vmcs_pa: Cell<u64>,
     /// Physical address of the VMXON region.
@@ -151,8 +149,6 @@ pub struct Core {
     pub guard_high: Page,
     /// Root mode's stack, growing down.
     pub stack: [Page; STACK_BYTES / 4096],
-    /// Address space of the windows; the memory behind it is not used.
-    pub windows: [Page; 3],
 }
 
 const _: () = assert!(size_of::<CoreState>() == 4096);

@@ -17,6 +17,7 @@ use crate::platform::Ram;
 #[derive(Debug)]
 pub struct CurrentRam {
     lists: [UnsafeCell<Ram>; 2],
+    /// Counts the lists; its lowest bit is the index of the one in use.
     current: AtomicUsize,
 }
 
@@ -33,6 +34,13 @@ impl CurrentRam {
         unsafe { &*self.lists[index].get() }
     }
 
+    /// A number that is another one for every list.
+    #[must_use]
+    #[inline]
+    pub fn epoch(&self) -> usize {
+        self.current.load(Ordering::Acquire)
+    }
+
     /// The first list, before anybody reads.
     pub fn first(&mut self) -> &mut Ram {
         self.current.store(0, Ordering::Relaxed);
@@ -45,10 +53,10 @@ impl CurrentRam {
         if !is_plausible(new, mtrr, limit) {
             return false;
         }
-        let next = (self.current.load(Ordering::Acquire) & 1) ^ 1;
+        let next = self.current.load(Ordering::Acquire).wrapping_add(1);
         // SAFETY: nobody reads the list that is not current, and the lock keeps
         // other writers away.
-        unsafe { self.lists[next].get().write(*new) };
+        unsafe { self.lists[next & 1].get().write(*new) };
         self.current.store(next, Ordering::Release);
         true
     }
@@ -123,6 +131,7 @@ mod tests {
             current: AtomicUsize::new(0),
         };
         *ram.first() = list(&[(0x10_0000, 0x1000)]);
+        let mut epochs = std::collections::BTreeSet::from([ram.epoch()]);
         for added in [0x20_0000, 0x30_0000, 0x40_0000] {
             assert!(!ram.get().contains(added));
             assert!(ram.replace(
@@ -131,6 +140,7 @@ mod tests {
                 1 << 39
             ));
             assert!(ram.get().contains(added) && ram.get().contains(0x10_0000));
+            assert!(epochs.insert(ram.epoch()), "an epoch came back");
         }
         assert!(!ram.replace(&Ram::empty(), &mtrr(), 1 << 39));
         assert!(

@@ -119,6 +119,8 @@ faults! {
     SlowCore = 46,
     /// The last core cannot be reached when it is to leave.
     CannotLeave = 47,
+    /// The other cores are not told of a revocation.
+    SkipKick = 48,
 }
 
 #[cfg(feature = "seeded-faults")]

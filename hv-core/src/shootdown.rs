@@ -58,6 +58,10 @@ pub fn revoke(core: &Core) {
     // the other cores' states (a core that has just become active looks at the
     // generation after it has said so).
     core::sync::atomic::fence(Ordering::SeqCst);
+    if seeded::is(Planted::SkipKick) {
+        serve(core);
+        return;
+    }
     for other in hypervisor.cores() {
         if core::ptr::eq(other, core) || !must_answer(other, generation) {
             continue;

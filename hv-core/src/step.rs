@@ -13,8 +13,10 @@ use crate::monitor::Fault;
 /// The most pages that one instruction is given both rights to.
 pub const MAX_PAGES: usize = 2;
 
-/// Bytes that are compared after a step over a page that is nobody's.
-pub const WINDOW: usize = 64;
+/// Bytes that are compared after a step over a page that is nobody's, from the
+/// multiple of 8 at or before the write on: an instruction writes 64 at most, unless
+/// it repeats. A multiple of 8.
+pub const WINDOW: usize = 72;
 
 /// A page that is being stepped over.
 #[derive(Debug, Clone, Copy)]

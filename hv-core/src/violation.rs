@@ -23,7 +23,7 @@ use ept::wx::{self, PageState, Plan, Step, WriteFacts};
 use crate::counters::Counters;
 use crate::emulate::store;
 use crate::hypervisor::{Hypervisor, Nested};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, window_start};
 use crate::monitor::{Crossing, Difference, Fault, PageRole};
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
@@ -265,7 +265,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let fault = (self.fault)();
         let memory = self.memory(&fault);
         let mut bytes = [0; 15];
-        let Some(here) = memory.translate(violation.rip) else {
+        let Some(here) = memory.translate_code(violation.rip) else {
             return false;
         };
         let count = memory.code(violation.rip, &here, &mut bytes);
@@ -290,18 +290,19 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 if to.gpa.page_base() == violation.gpa.page_base() && to.writable && to.noted => {}
             _ => return false,
         }
-        let Some(operand) = memory.operand(violation.gpa, store.size) else {
+        let Some(mut operand) = memory.operand(violation.gpa, store.size) else {
             return false;
         };
         let old = operand.load();
         let changed = old ^ store.value;
         if changed != 0 && facts.same_page {
             self.report_store(&fault, &store, old, changed);
+            // The report may have looked through the same view.
+            match memory.operand(violation.gpa, store.size) {
+                Some(again) => operand = again,
+                None => return false,
+            }
         }
-        // The report may have looked through the same window.
-        let Some(operand) = memory.operand(violation.gpa, store.size) else {
-            return false;
-        };
         operand.store(store.value);
         Counters::bump(&self.core.counters().emulated);
         vcpu::advance_by(store.length.into());
@@ -734,7 +735,7 @@ fn drop_step(core: &Core, space: &Nested) {
     core.state.stepping.store(false, Ordering::Release);
     let count = step.count.replace(0);
     for (slot, before) in step.pages.iter().zip(&core.before).take(count) {
-        let Some(page) = slot.take() else {
+        let Some(mut page) = slot.take() else {
             continue;
         };
         let mut memory = GuestMemory::new(core, page.fault.paging, page.fault.cr3);
@@ -747,7 +748,7 @@ fn drop_step(core: &Core, space: &Nested) {
         if let Some((first, last)) = found
             && !seeded::is(Planted::SkipCompare)
         {
-            report_write(hypervisor, &page, before, first, last, &mut memory);
+            report_write(hypervisor, &mut page, before, first, last, &mut memory);
         }
         // Read-only before: this only adds the right to execute.
         if let Some(mut slot) = space.find(page.gpa) {
@@ -764,7 +765,7 @@ fn drop_step(core: &Core, space: &Nested) {
 
 fn report_write(
     hypervisor: &Hypervisor,
-    page: &StepPage,
+    page: &mut StepPage,
     before: &[u8; 4096],
     first: u16,
     last: u16,
@@ -782,10 +783,10 @@ fn report_write(
     let end = if page.whole {
         4096
     } else {
-        usize::from(offset_of(page.fault.gpa)) + WINDOW
+        window_start(page.fault.gpa) + WINDOW
     };
     let offset = usize::from(first);
-    let known = before.get(offset..end.min(4096)).unwrap_or(&[]);
+    let known = before.get(offset..end).unwrap_or(&[]);
     for (byte, old) in difference.old.iter_mut().zip(known) {
         *byte = *old;
     }
@@ -793,11 +794,8 @@ fn report_write(
     if let Some(new) = difference.new.get_mut(..room) {
         memory.bytes(page.gpa, offset, new);
     }
-    let fault = Fault {
-        crossing: Crossing::Written,
-        gpa: Gpa::new(page.gpa.as_u64() + u64::from(first)),
-        own_page: page.own_page,
-        ..page.fault
-    };
-    let _ = monitor.on_written(&fault, &difference, memory);
+    page.fault.crossing = Crossing::Written;
+    page.fault.gpa = Gpa::new(page.gpa.as_u64() + u64::from(first));
+    page.fault.own_page = page.own_page;
+    let _ = monitor.on_written(&page.fault, &difference, memory);
 }

@@ -78,12 +78,13 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Walks from `cr3`. `read` gives the quadword at a guest-physical address that is
-/// a multiple of 8, or `None` when that is no RAM.
+/// a multiple of 8, or `None` when that is no RAM; it is told the level of the table
+/// that the address lies in, 1 for the lowest.
 pub fn translate(
     paging: Paging,
     cr3: u64,
     gva: Gva,
-    mut read: impl FnMut(u64) -> Option<u64>,
+    mut read: impl FnMut(u8, u64) -> Option<u64>,
 ) -> Option<Translation> {
     let va = gva.as_u64();
     let top = match paging {
@@ -99,7 +100,7 @@ pub fn translate(
         Paging::Bits32 { large } => return translate32(cr3, large, va, read),
         Paging::Pae => {
             let va = va & 0xFFFF_FFFF;
-            let pointer = read((cr3 & 0xFFFF_FFE0) + (va >> 30) * 8)?;
+            let pointer = read(3, (cr3 & 0xFFFF_FFE0) + (va >> 30) * 8)?;
             if pointer & PRESENT == 0 {
                 return None;
             }
@@ -123,33 +124,40 @@ fn descend(
     va: u64,
     mut shift: u32,
     mut table: u64,
-    mut read: impl FnMut(u64) -> Option<u64>,
+    mut read: impl FnMut(u8, u64) -> Option<u64>,
 ) -> Option<Translation> {
-    let (mut user, mut writable, mut executable, mut noted) = (true, true, true, true);
+    // Rights are what every level allows; one level is enough to forbid execution.
+    let (mut every, mut any) = (u64::MAX, 0);
+    let mut level = match shift {
+        48 => 5,
+        39 => 4,
+        30 => 3,
+        21 => 2,
+        _ => 1,
+    };
     loop {
         let index = va >> shift & 511;
-        let entry = read(table + index * 8)?;
+        let entry = read(level, table + index * 8)?;
         if entry & PRESENT == 0 {
             return None;
         }
-        user &= entry & USER != 0;
-        writable &= entry & WRITABLE != 0;
-        executable &= entry & NO_EXECUTE == 0;
-        noted &= entry & ACCESSED != 0;
+        every &= entry;
+        any |= entry;
         let leaf = shift == 12 || (entry & LARGE != 0 && shift <= 30);
         if leaf {
             let offset = (1_u64 << shift) - 1;
             let base = entry & ADDRESS & !offset;
             return Some(Translation {
                 gpa: Gpa::new(base | va & offset),
-                user,
-                writable,
-                executable,
-                noted: noted && entry & DIRTY != 0,
+                user: every & USER != 0,
+                writable: every & WRITABLE != 0,
+                executable: any & NO_EXECUTE == 0,
+                noted: every & ACCESSED != 0 && entry & DIRTY != 0,
             });
         }
         table = entry & ADDRESS;
         shift -= 9;
+        level -= 1;
     }
 }
 
@@ -158,15 +166,15 @@ fn translate32(
     cr3: u64,
     large: bool,
     va: u64,
-    mut read: impl FnMut(u64) -> Option<u64>,
+    mut read: impl FnMut(u8, u64) -> Option<u64>,
 ) -> Option<Translation> {
     let va = va & 0xFFFF_FFFF;
-    let mut entry_at = |address: u64| {
-        let both = read(address & !7)?;
+    let mut entry_at = |level: u8, address: u64| {
+        let both = read(level, address & !7)?;
         let entry = if address & 4 == 0 { both } else { both >> 32 } & 0xFFFF_FFFF;
         (entry & PRESENT != 0).then_some(entry)
     };
-    let directory = entry_at((cr3 & 0xFFFF_F000) + (va >> 22) * 4)?;
+    let directory = entry_at(2, (cr3 & 0xFFFF_F000) + (va >> 22) * 4)?;
     let rights = |entry: u64| (entry & USER != 0, entry & WRITABLE != 0);
     let (user, writable) = rights(directory);
     if large && directory & LARGE != 0 {
@@ -180,7 +188,7 @@ fn translate32(
             noted: directory & (ACCESSED | DIRTY) == ACCESSED | DIRTY,
         });
     }
-    let page = entry_at((directory & 0xFFFF_F000) + (va >> 12 & 1023) * 4)?;
+    let page = entry_at(1, (directory & 0xFFFF_F000) + (va >> 12 & 1023) * 4)?;
     let (page_user, page_writable) = rights(page);
     Some(Translation {
         gpa: Gpa::new(page & 0xFFFF_F000 | va & 0xFFF),
@@ -215,7 +223,7 @@ mod tests {
         let va = 0xFFFF_F805_1234_5678;
         for (shift, large) in [(12, 0), (21, LARGE), (30, LARGE)] {
             let memory = map(va, shift, 0x1_4000_0000 | PRESENT | WRITABLE | large);
-            let found = translate(Paging::Level4, 0x1000, Gva::new(va), |at| {
+            let found = translate(Paging::Level4, 0x1000, Gva::new(va), |_, at| {
                 memory.get(&at).copied()
             });
             let found = found.unwrap();
@@ -229,7 +237,7 @@ mod tests {
         let va = 0x7FFF_0000_1000;
         let memory = map(va, 12, 0x5000 | PRESENT | USER | NO_EXECUTE);
         let cr3 = 0x1000 | 0xABC | 1 << 63;
-        let found = translate(Paging::Level4, cr3, Gva::new(va), |at| {
+        let found = translate(Paging::Level4, cr3, Gva::new(va), |_, at| {
             memory.get(&at).copied()
         });
         assert!(!found.unwrap().executable);
@@ -248,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_old_modes_are_walked() {
-        let found = translate(Paging::Off, 0, Gva::new(0x8_1234), |_| None).unwrap();
+        let found = translate(Paging::Off, 0, Gva::new(0x8_1234), |_, _| None).unwrap();
         assert_eq!(found.gpa.as_u64(), 0x8_1234);
 
         // 32-bit paging: entry 1 (the upper half of the first quadword) of the
@@ -257,7 +265,7 @@ mod tests {
             (0x1000, (0x2000_u64 | 0x27) << 32),
             (0x2008, 0x7000_u64 | 0x65),
         ]);
-        let read = |at: u64| memory.get(&at).copied();
+        let read = |_: u8, at: u64| memory.get(&at).copied();
         let found = translate(
             Paging::Bits32 { large: false },
             0x1018,
@@ -270,7 +278,7 @@ mod tests {
 
         // A 4 MB page above 4 GB.
         let memory = BTreeMap::from([(0x1000, 0x0040_0000_u64 | 1 << 13 | LARGE | 3)]);
-        let read = |at: u64| memory.get(&at).copied();
+        let read = |_: u8, at: u64| memory.get(&at).copied();
         let large = Paging::Bits32 { large: true };
         let found = translate(large, 0x1000, Gva::new(0x1_2345), read).unwrap();
         assert_eq!(found.gpa.as_u64(), 0x1_0041_2345);
@@ -285,7 +293,7 @@ mod tests {
             (0x2008, 0x3003),
             (0x3000, 0x9003 | NO_EXECUTE),
         ]);
-        let read = |at: u64| memory.get(&at).copied();
+        let read = |_: u8, at: u64| memory.get(&at).copied();
         let found = translate(Paging::Pae, 0x1020, Gva::new(0xC020_0010), read).unwrap();
         assert_eq!(found.gpa.as_u64(), 0x9010);
         assert!(!found.executable && found.writable);
@@ -299,7 +307,7 @@ mod tests {
             for (_, entry) in memory.iter_mut().filter(|(at, _)| **at < 0x4000) {
                 *entry |= ACCESSED;
             }
-            let read = |at: u64| memory.get(&at).copied();
+            let read = |_: u8, at: u64| memory.get(&at).copied();
             let found = translate(Paging::Level4, 0x1000, Gva::new(va), read).unwrap();
             assert_eq!(found.noted, noted, "{leaf:#x}");
         }
@@ -310,7 +318,7 @@ mod tests {
         fn hostile_tables_end_the_walk(cr3: u64, va: u64, la57: bool, seed: u64) {
             let mut reads = 0;
             let paging = if la57 { Paging::Level5 } else { Paging::Level4 };
-            let _ = translate(paging, cr3, Gva::new(va), |at| {
+            let _ = translate(paging, cr3, Gva::new(va), |_, at| {
                 reads += 1;
                 // Entries that look present, point anywhere, sometimes at themselves.
                 Some(at.wrapping_mul(seed | 1) | 1)
@@ -321,7 +329,7 @@ mod tests {
         #[test]
         fn what_is_not_canonical_is_not_walked(va in 0x0000_8000_0000_0000_u64..0xFFFF_7FFF_FFFF_FFFF) {
             let mut reads = 0;
-            let found = translate(Paging::Level4, 0x1000, Gva::new(va), |_| { reads += 1; Some(1) });
+            let found = translate(Paging::Level4, 0x1000, Gva::new(va), |_, _| { reads += 1; Some(1) });
             prop_assert!(found.is_none() && reads == 0);
         }
     }

@@ -331,7 +331,7 @@ fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
     const PUSHF: u8 = 0x9C;
     let memory = GuestMemory::new(core, fault.paging, fault.cr3);
     let mut bytes = [0; 15];
-    let Some(here) = memory.translate(fault.rip) else {
+    let Some(here) = memory.translate_code(fault.rip) else {
         return;
     };
     let count = memory.code(fault.rip, &here, &mut bytes);

@@ -161,9 +161,20 @@ pub(crate) struct ExpectedKind {
     /// Greatest number.
     #[serde(default)]
     pub(crate) max: Option<usize>,
+    /// Least number of events in all of them.
+    #[serde(default)]
+    pub(crate) min_events: u64,
     /// How the instruction pointer relates to what the specimen announced.
     #[serde(default)]
     pub(crate) rip_is: Option<RipIs>,
+}
+
+/// How many findings are of this kind, and how many events are in them.
+fn count(kind: &ExpectedKind, findings: &[Finding], entries: &[u64]) -> (usize, u64) {
+    let fit = findings.iter().filter(|f| kind.matches(f, entries));
+    fit.fold((0, 0), |(number, events), finding| {
+        (number + 1, events + finding.count)
+    })
 }
 
 /// How an instruction pointer relates to the code that a specimen announced.
@@ -238,20 +249,28 @@ impl Expectation {
 
     /// Whether everything that must be found has been found already.
     pub(crate) fn satisfied(&self, findings: &[Finding], entries: &[u64]) -> bool {
-        self.kinds
-            .iter()
-            .all(|kind| findings.iter().filter(|f| kind.matches(f, entries)).count() >= kind.min)
+        self.kinds.iter().all(|kind| {
+            let (number, events) = count(kind, findings, entries);
+            number >= kind.min && events >= kind.min_events
+        })
     }
 
     /// Compares; the error names every difference.
     pub(crate) fn check(&self, findings: &[Finding], entries: &[u64]) -> Result<()> {
         let mut wrong = Vec::new();
         for kind in &self.kinds {
-            let count = findings.iter().filter(|f| kind.matches(f, entries)).count();
-            if count < kind.min || kind.max.is_some_and(|max| count > max) {
+            let (number, events) = count(kind, findings, entries);
+            if events < kind.min_events {
+                wrong.push(format!(
+                    "{events} events of {}, expected {} or more",
+                    kind.describe(),
+                    kind.min_events
+                ));
+            }
+            if number < kind.min || kind.max.is_some_and(|max| number > max) {
                 wrong.push(format!(
                     "{} times {}, expected {}{}",
-                    count,
+                    number,
                     kind.describe(),
                     kind.min,
                     kind.max

@@ -202,6 +202,10 @@ fn compare(stage: &mut Stage<'_>, commands: &[&str]) -> Result<()> {
         Ok(all)
     };
     let before = run().context("on the bare machine")?;
+    // What is wrong without us would not differ with us.
+    for line in before.iter().flat_map(|(_, lines)| lines) {
+        ensure!(!line.contains("WRONG"), "on the bare machine: {line}");
+    }
     stage.must(&["start"])?;
     let below = run().context("below the hypervisor")?;
     let mut wrong = Vec::new();

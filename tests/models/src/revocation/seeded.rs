@@ -5,6 +5,7 @@
 #[expect(missing_docs, reason = "as in hv-core")]
 pub enum Planted {
     SkipAcknowledge,
+    SkipKick,
     SlowCore,
 }
 

@@ -147,6 +147,13 @@ impl Arena {
         unsafe { to.write_unaligned(value) };
     }
 
+    /// A descriptor of our GDT.
+    fn descriptor(&self, selector: usize) -> u64 {
+        let from = (self.at(GDT) + selector as u64) as *const u64;
+        // SAFETY: within the page.
+        unsafe { from.read_unaligned() }
+    }
+
     fn read_byte(&self, page: usize, offset: usize) -> u8 {
         let from = (self.at(page) + offset as u64) as *const u8;
         // SAFETY: within the page.
@@ -266,6 +273,11 @@ fn deliver(arena: &Arena, apic: &Apic, event: &Event, structure: &Structure) -> 
     // The accessed bit is clear: delivery sets it.
     let kind = arena.read_byte(GDT, KERNEL_CODE + 5) & !ACCESSED;
     arena.write(GDT, KERNEL_CODE + 5, kind);
+    arena.write(
+        GDT,
+        events::FRESH_CODE.into(),
+        arena.descriptor(KERNEL_CODE),
+    );
     // Room for a frame above the boundary, or for 8 bytes of it.
     let above = if structure.crossing { 16 } else { PAGE - 256 };
     let top = arena.at(STACK + 1) + above as u64;
@@ -282,13 +294,16 @@ fn deliver(arena: &Arena, apic: &Apic, event: &Event, structure: &Structure) -> 
     }
     match event.kind {
         events::Kind::Interrupt => apic.interrupt(apic.id(), event.vector.into()),
-        events::Kind::Nmi | events::Kind::Instruction => {}
+        events::Kind::Nmi | events::Kind::NmiTwice | events::Kind::Instruction => {}
     }
     let send = match event.kind {
-        events::Kind::Nmi => Some(apic),
+        events::Kind::Nmi | events::Kind::NmiTwice => Some(apic),
         _ => None,
     };
-    let record = events::run(event, top, send);
+    // A RET in the GDT's page: IRET finds that page executable, and has to set the
+    // accessed bit of a descriptor in it.
+    let stub = arena.at(GDT) + RET_AT as u64;
+    let record = events::run(event, top, stub, send);
     if event.kind == events::Kind::Interrupt {
         apic.end_of_interrupt();
     }
@@ -304,7 +319,11 @@ pub(crate) fn all(text: &mut Text<'_>, rounds: u64) {
     let arena = Arena { pages };
     for round in 0..rounds.max(1) {
         for event in events::EVENTS {
-            for structure in STRUCTURES {
+            // An NMI that comes too early would find its predecessor's frame on the
+            // interrupt stack, and neither would ever return.
+            let twice = event.kind == events::Kind::NmiTwice;
+            let fit = |structure: &&Structure| !(twice && structure.interrupt_stack);
+            for structure in STRUCTURES.iter().filter(fit) {
                 let record = quietly(&arena, |arena| deliver(arena, &apic, event, structure));
                 if round == 0 {
                     line!(
@@ -338,7 +357,7 @@ fn quietly(arena: &Arena, work: impl FnOnce(&Arena) -> Record) -> Record {
         idt: instr::idt(),
     };
     prepare(arena, &kernel);
-    load(arena, kernel.gdt[0]);
+    load(arena, kernel.gdt[0].max(events::FRESH_CODE + 7));
     let record = work(arena);
     restore(&kernel);
     instr::set_dr6(debug);

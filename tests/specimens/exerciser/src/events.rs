@@ -34,6 +34,12 @@ pub(crate) struct Record {
     stack: u64,
     /// The routine's end.
     end: u64,
+    /// For an NMI's handler that is to be interrupted by the next NMI: where to
+    /// write [`Self::value`] for it, or 0; used once.
+    again: u64,
+    value: u64,
+    /// A RET that the handler calls after that.
+    stub: u64,
 }
 
 struct Cell(UnsafeCell<Record>);
@@ -55,6 +61,9 @@ static RECORD: Cell = Cell(UnsafeCell::new(Record {
     label: 0,
     stack: 0,
     end: 0,
+    again: 0,
+    value: 0,
+    stub: 0,
 }));
 
 /// Where an event comes from.
@@ -66,7 +75,12 @@ pub(crate) enum Kind {
     Interrupt,
     /// An NMI that the routine sends to its own processor.
     Nmi,
+    /// The same; its handler sends another and returns to [`FRESH_CODE`].
+    NmiTwice,
 }
+
+/// A selector of ring 0's code whose descriptor was never used.
+pub(crate) const FRESH_CODE: u16 = 0xE0;
 
 type Routine = unsafe extern "C" fn(u64, *mut Record, *mut u32, u32);
 
@@ -152,6 +166,17 @@ global_asm!(
     "mov [rsp + 32], rcx",
     "2:",
     "and qword ptr [rsp + 48], -257", // without TF
+    "mov rcx, [rax + 112]",
+    "test rcx, rcx",
+    "jz 3f",
+    "mov qword ptr [rax + 112], 0",
+    "push rdx",
+    "mov edx, [rax + 120]",
+    "mov [rcx], edx",
+    "pop rdx",
+    "mov qword ptr [rsp + 40], {fresh}",
+    "call [rax + 128]",
+    "3:",
     "pop rcx",
     "pop rax",
     "add rsp, 16",
@@ -162,6 +187,7 @@ global_asm!(
     "DeliveryHandlersEnd:",
     ".text",
     record = sym RECORD,
+    fresh = const FRESH_CODE,
 );
 
 macro_rules! events {
@@ -220,6 +246,11 @@ macro_rules! events {
 
 // The third part: where the handler returns to ("xor" for the frame's own RIP).
 events! {
+    // First, while pages still turn at each write.
+    nmi_twice, "NMI while an NMI's handler returns", 2, NmiTwice, "xor eax, eax":
+        [], ["mov [r8], r9d", "mov eax, 100000", "5: cmp qword ptr [rdi], 1", "ja 6f",
+            "dec eax", "jnz 5b", "6: push 0x10", "lea rax, [rip + 7f]", "push rax",
+            ".byte 0x48, 0xCB", "7: nop"];
     interrupt, "external interrupt", INTERRUPT, Interrupt, "xor eax, eax":
         [], ["sti", "nop", "nop", "nop", "nop", "cli"];
     interrupt_cpuid, "external interrupt after STI and CPUID", INTERRUPT, Interrupt, "xor eax, eax":
@@ -227,6 +258,8 @@ events! {
     nmi, "NMI", 2, Nmi, "xor eax, eax":
         [], ["mov [r8], r9d", "mov eax, 100000", "5: cmp qword ptr [rdi], 0", "jne 6f",
             "dec eax", "jnz 5b", "6: nop"];
+    interrupt_rdmsr, "external interrupt after STI and RDMSR", INTERRUPT, Interrupt, "xor eax, eax":
+        [], ["mov ecx, 0x3A", "sti", "rdmsr", "nop", "nop", "nop", "cli"];
     int_n, "INT n", SOFTWARE, Instruction, "xor eax, eax": [], ["int 0x80"];
     int3, "INT3", 3, Instruction, "xor eax, eax": [], ["int3"];
     int1, "INT1", 1, Instruction, "xor eax, eax": [], [".byte 0xF1"];
@@ -254,9 +287,19 @@ pub(crate) fn clear() {
     crate::instr::set_dr6(0xFFFF_0FF0);
 }
 
-/// Causes an event on the stack that ends at `top`.
-pub(crate) fn run(event: &Event, top: u64, send: Option<&Apic>) -> Record {
+/// Causes an event on the stack that ends at `top`. At `stub` lies a RET.
+pub(crate) fn run(event: &Event, top: u64, stub: u64, send: Option<&Apic>) -> Record {
     let (command, value) = send.map_or((core::ptr::null_mut(), 0), Apic::nmi_to_self);
+    if event.kind == Kind::NmiTwice {
+        let record = Record {
+            again: command as u64,
+            value: value.into(),
+            stub,
+            ..Record::default()
+        };
+        // SAFETY: no event is under way.
+        unsafe { RECORD.0.get().write_volatile(record) };
+    }
     // SAFETY: the arena's tables are loaded, and its stack is there.
     unsafe { (event.routine)(top, RECORD.0.get(), command, value) };
     // SAFETY: the event is over.
@@ -272,10 +315,14 @@ impl Record {
             SOFTWARE => 33,
             exception => u64::from(exception),
         };
-        self.count == 1
+        let (count, code) = match event.kind {
+            Kind::NmiTwice => (2, FRESH_CODE.into()),
+            _ => (1, 0x10),
+        };
+        self.count == count
             && self.vector == vector
             && (self.label..=self.end).contains(&self.rip)
-            && self.cs == 0x10
+            && self.cs == code
             && self.rsp == self.stack
     }
 
@@ -284,7 +331,7 @@ impl Record {
         Description {
             record: self,
             right: self.right(event),
-            exact: event.kind == Kind::Instruction,
+            exact: matches!(event.kind, Kind::Instruction | Kind::Interrupt),
         }
     }
 }
