@@ -135,6 +135,13 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// Begins `hvdetect` with these arguments and does not wait for it.
+    pub(crate) fn begin(&self, machine: &Machine, arguments: &[&str]) -> Result<Child> {
+        let mut words = vec!["hvdetect".to_owned()];
+        words.extend(arguments.iter().map(|&word| word.to_owned()));
+        self.spawn(machine, &words)
+    }
+
     fn spawn(&self, machine: &Machine, words: &[String]) -> Result<Child> {
         let Some((program, arguments)) = words.split_first() else {
             bail!("an empty command");

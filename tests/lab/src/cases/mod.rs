@@ -6,6 +6,7 @@
 //! a case on one of them, and its name is `case/model/cpus`.
 
 mod boot;
+mod callers;
 mod cycles;
 mod drivers;
 mod exerciser;
@@ -36,6 +37,8 @@ pub(crate) const CPUS: [u32; 3] = [1, 2, 4];
 enum On {
     /// Every model with every number of processors.
     Matrix,
+    /// The same, and with eight.
+    EightToo,
     /// Every model, two processors.
     Models,
     /// The first model with each of these numbers of processors.
@@ -249,7 +252,7 @@ const TABLE: &[Case] = &[
         name: "interleavings",
         about: "start, attack and stop with every second quantum from 1 to 31",
         on: On::Only("tigerlake", 4),
-        long: true,
+        long: false,
         run: cycles::interleavings,
     },
     Case {
@@ -335,6 +338,27 @@ const TABLE: &[Case] = &[
         on: On::Only("tigerlake", 2),
         long: false,
         run: refusals::start_and_stop_twice,
+    },
+    Case {
+        name: "two-callers",
+        about: "two callers start and stop at once: one does it, the other is told so",
+        on: On::Only("tigerlake", 4),
+        long: false,
+        run: callers::two_at_once,
+    },
+    Case {
+        name: "killed-callers",
+        about: "callers of start and stop and readers are killed at any moment",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: callers::killed,
+    },
+    Case {
+        name: "nobody-reads",
+        about: "findings that nobody reads: drops are counted, the guest goes on",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: callers::never_reads,
     },
     Case {
         name: "vectors-survive",
@@ -497,6 +521,10 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
                 .into_iter()
                 .flat_map(|model| CPUS.map(|cpus| (model, cpus)))
                 .collect(),
+            On::EightToo => MODELS
+                .iter()
+                .flat_map(|model| CPUS.into_iter().chain([8]).map(move |cpus| (*model, cpus)))
+                .collect(),
             On::Models => MODELS.map(|model| (model, 2)).to_vec(),
             On::Counts(counts) => counts.iter().map(|&cpus| (MODELS[0], cpus)).collect(),
             On::Only(model, cpus) => vec![(model, cpus)],
@@ -527,14 +555,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             &name,
             &about,
             false,
-            On::Matrix,
-            What::Specimen(name.clone()),
-        );
-        add(
-            &name,
-            &about,
-            true,
-            On::Counts(&[8]),
+            On::EightToo,
             What::Specimen(name.clone()),
         );
     }

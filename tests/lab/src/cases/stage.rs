@@ -10,6 +10,7 @@ use crate::witness::{self, Checkpoint, Testimony};
 use anyhow::{Context, Result, bail, ensure};
 use detector::wire::{self, Message as _, StartFlags, StartReply, StartRequest};
 use serde_json::Value;
+use std::process::Child;
 use std::time::Duration;
 use zerocopy::IntoBytes as _;
 
@@ -77,6 +78,11 @@ impl<'a> Stage<'a> {
     /// Runs `hvdetect` and returns whatever it said.
     pub(crate) fn hvdetect(&self, arguments: &[&str]) -> Result<CommandOutput> {
         self.session.hvdetect(self.machine()?, arguments)
+    }
+
+    /// Begins `hvdetect` and does not wait for it.
+    pub(crate) fn begin(&self, arguments: &[&str]) -> Result<Child> {
+        self.session.begin(self.machine()?, arguments)
     }
 
     /// Runs `hvdetect` where no machine is told to it.
