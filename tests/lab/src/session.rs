@@ -62,6 +62,11 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Takes all words back that were added.
+    pub(crate) fn forget_boot_words(&mut self) {
+        self.words.clear();
+    }
+
     /// The `hvdetect` program.
     pub(crate) fn cli(&self) -> &Path {
         &self.images.cli

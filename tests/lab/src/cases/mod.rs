@@ -312,6 +312,20 @@ const TABLE: &[Case] = &[
         run: refusals::not_on_second_processor,
     },
     Case {
+        name: "vmx-in-use",
+        about: "CR4.VMXE is set by somebody else: refused",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::vmx_in_use,
+    },
+    Case {
+        name: "odd-firmware",
+        about: "IA32_FEATURE_CONTROL unlocked or never written; unusual and overlapping MTRRs",
+        on: On::Only("tigerlake", 2),
+        long: false,
+        run: refusals::odd_firmware,
+    },
+    Case {
         name: "hypervisor-present",
         about: "a hypervisor below us: refused",
         on: On::Only("tigerlake", 2),

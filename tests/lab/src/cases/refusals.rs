@@ -2,7 +2,7 @@
 //! state unchanged.
 
 use super::Stage;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab_link::Message;
 
 /// The machine cannot be monitored (`hvdetect`'s exit code).
@@ -28,6 +28,41 @@ pub(super) fn locked_off(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn not_on_second_processor(stage: &mut Stage<'_>) -> Result<()> {
     stage.boot_words("feature_control=bsp-only");
     refused(stage, "virtualization differently on different cores")
+}
+
+pub(super) fn vmx_in_use(stage: &mut Stage<'_>) -> Result<()> {
+    stage.boot_words("vmxe=set");
+    refused(stage, "somebody else uses VT-x")
+}
+
+/// What firmware leaves behind in unusual ways, and what `hvdetect start` and
+/// `status` say of it.
+pub(super) fn odd_firmware(stage: &mut Stage<'_>) -> Result<()> {
+    const LOCKED_BY_US: &str = "firmware-locked";
+    for (words, locks) in [
+        ("feature_control=unlocked", true),
+        ("feature_control=zero", true),
+        ("mtrr=wb-default", false),
+        ("mtrr=odd", false),
+    ] {
+        let one = |stage: &mut Stage<'_>| -> Result<()> {
+            stage.forget_boot_words();
+            stage.boot_words(words);
+            drop(stage.boot_with_driver()?);
+            stage.must(&["start"])?;
+            stage.witness()?;
+            let notes = stage.status()?["notes"].clone();
+            let said = notes
+                .as_array()
+                .is_some_and(|notes| notes.iter().any(|note| note == LOCKED_BY_US));
+            ensure!(said == locks, "notes: {notes}");
+            stage.must(&["stop"])?;
+            stage.witness_nothing()?;
+            stage.end()
+        };
+        one(stage).with_context(|| words.to_owned())?;
+    }
+    Ok(())
 }
 
 pub(super) fn hypervisor_present(stage: &mut Stage<'_>) -> Result<()> {

@@ -47,6 +47,11 @@ impl<'a> Stage<'a> {
         self.images
     }
 
+    /// Takes all words back that were added.
+    pub(crate) fn forget_boot_words(&mut self) {
+        self.session.forget_boot_words();
+    }
+
     /// Adds words to MiniNT's command line.
     pub(crate) fn boot_words(&mut self, words: &str) {
         self.session.boot_words(words);

@@ -1,8 +1,10 @@
 //! What firmware does on a real machine before the system starts, on every
 //! processor alike: memory types (MTRRs, PAT) and IA32_FEATURE_CONTROL.
 //!
-//! Command line: `mtrr=uc-default` (variable ranges name the RAM) or `wb-default`
-//! (they name the hole below 4 GiB); `feature_control=locked-on` (default),
+//! Command line: `mtrr=uc-default` (variable ranges name the RAM), `wb-default` (they
+//! name the hole below 4 GiB) or `odd` (besides the RAM, ranges that lie over it:
+//! 1 MiB write-through from 116 MiB + 64 KiB on in pieces, one page uncacheable);
+//! `vmxe=set` (somebody has CR4.VMXE set); `feature_control=locked-on` (default),
 //! `locked-off`, `unlocked` (written, not locked), `zero` (never written), `bsp-only`
 //! (application processors are left at zero, a firmware fault that exists).
 //! Runs once a processor, interrupts off.
@@ -20,6 +22,7 @@ const FIXED: [u32; 11] = [
 ];
 
 const UNCACHEABLE: u64 = 0;
+const WRITE_THROUGH: u64 = 4;
 const WRITE_PROTECTED: u64 = 5;
 const WRITE_BACK: u64 = 6;
 
@@ -37,6 +40,10 @@ pub(crate) fn initialize(bootstrap: bool) {
         unsafe { instr::wrmsr(IA32_PAT, WINDOWS_PAT) };
     }
     if ecx >> 5 & 1 == 1 {
+        if boot::option("vmxe") == Some("set") {
+            // SAFETY: CPUID offers VMX, so the bit can be set; nothing else changes.
+            unsafe { instr::write_cr4(instr::read_cr4() | 1 << 13) };
+        }
         feature_control(bootstrap);
     }
 }
@@ -89,7 +96,8 @@ fn memory_types() {
     }
     let low = cmos_low();
     let high = cmos_high();
-    let by_ram = boot::option("mtrr") != Some("wb-default");
+    let kind = boot::option("mtrr");
+    let by_ram = kind != Some("wb-default");
     let mut register = 0;
     let mut range = |start: u64, length: u64, kind: u64| {
         if register < variable {
@@ -111,6 +119,13 @@ fn memory_types() {
         });
     } else {
         range(0xC000_0000, 0x4000_0000, UNCACHEABLE);
+    }
+    if kind == Some("odd") {
+        // Where ranges overlap, write-through wins over write-back, and uncacheable
+        // over all (Intel SDM volume 3, 13.11.4.1 "MTRR Precedences").
+        range(0x0741_0000, 0x1_0000, WRITE_THROUGH);
+        range(0x0748_0000, 0x8_0000, WRITE_THROUGH);
+        range(0x0780_3000, 0x1000, UNCACHEABLE);
     }
     let default = if by_ram { UNCACHEABLE } else { WRITE_BACK };
     // SAFETY: MTRRs on, fixed ones if there are any.
