@@ -40,6 +40,10 @@ pub struct StepState {
     pub pages: [Cell<Option<StepPage>>; MAX_PAGES],
     /// Number of pages.
     pub count: Cell<usize>,
+    /// Address of the last instruction that was found to be no simple store: it is
+    /// stepped without another look. If it has become one meanwhile, stepping is
+    /// right as well. 0 for none.
+    pub no_store: Cell<u64>,
     /// The shared tables have changed since the private path was built.
     pub stale: Cell<bool>,
     /// RFLAGS as the guest had them when the step began.

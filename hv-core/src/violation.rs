@@ -86,7 +86,7 @@ struct Context<'a, F: Fn() -> Fault> {
     hypervisor: &'a Hypervisor,
     space: &'a Nested,
     violation: &'a Violation,
-    /// Collects the core's state; its crossing is ignored.
+    /// Collects the core's state, with the access.
     fault: F,
     /// Whether the page is a module's code, once the monitor has been asked.
     module: Cell<Option<bool>>,
@@ -259,6 +259,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             || violation.page_walk
             || !vcpu::long_mode()
             || vcpu::has_breakpoints()
+            || self.core.state.step.no_store.get() == violation.rip.as_u64()
         {
             return false;
         }
@@ -271,6 +272,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let count = memory.code(violation.rip, &here, &mut bytes);
         let code = bytes.get(..count).unwrap_or(&[]);
         let Some(store) = store::decode(code, violation.rip.as_u64(), &fault.gprs) else {
+            self.core.state.step.no_store.set(violation.rip.as_u64());
             return false;
         };
         let size = u64::from(store.size);
@@ -439,22 +441,15 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             {
                 return;
             }
-            let mut fault = self.whole_fault();
+            let fault = (self.fault)();
             if seeded::is(Planted::JudgeUser) {
-                fault.cpl = 0;
+                let fault = Fault { cpl: 0, ..fault };
+                let _ = monitor.on_fetch(&fault, &mut self.memory(&fault));
+                return;
             }
             let _ = monitor.on_fetch(&fault, &mut self.memory(&fault));
         } else if violation.delivering {
-            report_unseen(self.core, self.hypervisor, &self.whole_fault());
-        }
-    }
-
-    /// The core's state, with the access.
-    fn whole_fault(&self) -> Fault {
-        Fault {
-            gpa: self.violation.gpa,
-            gla: self.violation.gla,
-            ..(self.fault)()
+            report_unseen(self.core, self.hypervisor, &(self.fault)());
         }
     }
 
@@ -479,7 +474,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             return false;
         };
         let page = self.violation.gpa.page_base();
-        let fault = self.whole_fault();
+        let fault = (self.fault)();
         let whole = self.is_module();
         let memory = self.memory(&fault);
         if whole {
@@ -539,7 +534,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 drop_one(core, self.hypervisor, self.space);
             }
             if !self.add_to_step(bounces) {
-                report_unseen(core, self.hypervisor, &self.whole_fault());
+                report_unseen(core, self.hypervisor, &(self.fault)());
                 self.open(page, PageState::Writable, bounces, soft);
                 Counters::bump(&core.counters().write_flips);
             }

@@ -225,7 +225,7 @@ fn virtualization(core: &Core, registers: &GuestRegisters, basic: u16) -> Next {
     if seeded::is(Planted::SkipVmxInstructions) {
         return Next::Advance;
     }
-    let fault = fault(core, registers);
+    let fault = fault(core, registers, Gpa::new(0), None);
     if let Some(monitor) = core.hypervisor().monitor {
         let mut memory = GuestMemory::new(core, fault.paging, fault.cr3);
         let held = core
@@ -676,12 +676,12 @@ fn set_extended_control(registers: &GuestRegisters) -> Next {
 }
 
 /// The core's state at a fault.
-fn fault(core: &Core, registers: &GuestRegisters) -> Fault {
+fn fault(core: &Core, registers: &GuestRegisters, gpa: Gpa, gla: Option<Gva>) -> Fault {
     let rsp = read(guest::RSP);
     Fault {
         crossing: Crossing::Fetch,
-        gpa: Gpa::new(0),
-        gla: None,
+        gpa,
+        gla,
         rip: Gva::new(read(guest::RIP).wrapping_add(code_base())),
         rsp: Gva::new(rsp),
         rflags: read(guest::RFLAGS),
@@ -755,7 +755,9 @@ fn ept_violation(core: &Core, registers: &GuestRegisters) {
             read(ro::GUEST_LINEAR_ADDR),
         )
     };
-    violation::answer(core, &violation, || fault(core, registers));
+    violation::answer(core, &violation, || {
+        fault(core, registers, violation.gpa, violation.gla)
+    });
 }
 
 fn misconfiguration(core: &Core) {
