@@ -289,6 +289,23 @@ pub unsafe fn sti() {
     unsafe { asm!("sti", options(nomem, nostack)) };
 }
 
+/// Ends the blocking of NMIs that an NMI's exit or delivery begins, by an IRET to
+/// the next instruction (Intel SDM vol. 3, "Handling Multiple NMIs").
+///
+/// # Safety
+/// Runs at CPL 0 in 64-bit mode where an NMI may be taken: not on the NMI
+/// handler's own stack.
+#[inline]
+pub unsafe fn unblock_nmis() {
+    // SAFETY: the frame returns to the next instruction with the stack, segments
+    // and flags of now.
+    unsafe {
+        asm!("mov {1}, rsp", "mov {0:e}, ss", "push {0}", "push {1}", "pushfq",
+            "mov {0:e}, cs", "push {0}", "lea {0}, [rip + 2f]", "push {0}", "iretq", "2:",
+            out(reg) _, out(reg) _, options(preserves_flags));
+    };
+}
+
 /// Invalidates the translation of one linear address on this core.
 ///
 /// # Safety

@@ -25,14 +25,21 @@ const PATIENCE: u64 = 1 << 28;
 /// Invalidates this core's translations if the tables changed since it last did,
 /// and says so.
 pub fn serve(core: &Core) {
-    let hypervisor = core.hypervisor();
-    let generation = hypervisor.generation.load(Ordering::Acquire);
-    if core.state.acknowledged.load(Ordering::Relaxed) < generation {
-        if seeded::is(Planted::SlowCore) && core.state.index.get() != 0 {
-            for _ in 0..100_000 {
-                core::hint::spin_loop();
-            }
+    let asked = core.hypervisor().generation.load(Ordering::Acquire);
+    if core.state.acknowledged.load(Ordering::Relaxed) < asked
+        && seeded::is(Planted::SlowCore)
+        && core.state.index.get() != 0
+    {
+        for _ in 0..100_000 {
+            core::hint::spin_loop();
         }
+    }
+    acknowledge(core);
+}
+
+fn acknowledge(core: &Core) {
+    let generation = core.hypervisor().generation.load(Ordering::Acquire);
+    if core.state.acknowledged.load(Ordering::Relaxed) < generation {
         invalidate(core);
         core.state.step.stale.set(true);
         // Never backwards: a kick may have been answered in between.
@@ -100,7 +107,9 @@ pub fn answer_in_root(core: &Core) {
     if core.state.stepping.load(Ordering::Acquire) {
         core.state.look_again.store(1, Ordering::Release);
     } else {
-        serve(core);
+        // With NMIs blocked: the guest's and the next kick must not meet, so this
+        // is as short as it can be.
+        acknowledge(core);
     }
 }
 

@@ -93,6 +93,12 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
     let full = read(ro::EXIT_REASON);
     #[expect(clippy::cast_possible_truncation, reason = "the basic reason")]
     let basic = full as u16;
+    if basic == reason::EXCEPTION_OR_NMI {
+        // Two NMIs that wait are one for the processor: a kick and an NMI of the
+        // guest must not meet while this exit is answered.
+        // SAFETY: root mode with the host's IDT, on the exit stack.
+        unsafe { instr::unblock_nmis() };
+    }
     core.counters().exit(usize::from(basic));
     crate::trace!(
         "exit",

@@ -280,7 +280,7 @@ pub(super) fn allocation_failures(stage: &mut Stage<'_>) -> Result<()> {
 pub(super) fn slow_core(stage: &mut Stage<'_>) -> Result<()> {
     stage.planted = Some(Planted::SlowCore as u32);
     super::specimens::found_as_expected(stage, "pool-shellcode")?;
-    state::nmis_are_not_invented(stage)
+    state::nmis_are_neither_lost_nor_invented(stage)
 }
 
 /// A core that cannot be given back: the driver says so, and stays.

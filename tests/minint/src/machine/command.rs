@@ -165,6 +165,9 @@ fn osxsave() -> (NTSTATUS, String) {
     )
 }
 
+/// Rounds of 50 us after which an NMI that was sent counts as lost.
+const LATE_ROUNDS: u32 = 1000;
+
 /// Sends `count` NMIs to one processor or to all, spaced so that they do not
 /// coalesce by themselves.
 fn nmi(target: Option<&str>, count: Option<u64>) -> (NTSTATUS, String) {
@@ -188,6 +191,13 @@ fn nmi(target: Option<&str>, count: Option<u64>) -> (NTSTATUS, String) {
         crate::hal::clock::stall(50);
     }
     let sent = count * u64::from(range.end - range.start);
+    // A processor below a hypervisor may take its last ones late.
+    for _ in 0..LATE_ROUNDS {
+        if crate::ke::nmi::unclaimed() - before >= sent {
+            break;
+        }
+        crate::hal::clock::stall(50);
+    }
     let total = crate::ke::nmi::unclaimed();
     let unclaimed = total - before;
     (
