@@ -13,7 +13,7 @@ use ept::addr::Pfn;
 use hv_core::error;
 use hv_core::launch::{self, Options};
 use hv_core::platform::Platform;
-use hv_core::vmx::caps::Pretend;
+use hv_core::probe::Pretend;
 
 use crate::monitor::{Rings, RootMonitor};
 use crate::platform::NtPlatform;
@@ -44,6 +44,7 @@ impl Machine {
         let pretend = Pretend {
             no_mtf: flags.contains(StartFlags::NO_MTF),
             no_mbec: flags.contains(StartFlags::NO_MBEC),
+            ..Pretend::default()
         };
         let view = View::new(snapshot).ok_or(Failure::new(StartError::NoModules))?;
         let cores = platform.cpu_count() as usize;
@@ -56,9 +57,8 @@ impl Machine {
             launch::Machine::start(
                 platform,
                 Options { pretend },
-                |memory, controls| {
-                    let (monitor, end) =
-                        RootMonitor::new(memory, cores, snapshot, room, controls.mbec)?;
+                |memory, can| {
+                    let (monitor, end) = RootMonitor::new(memory, cores, snapshot, room, can.mbec)?;
                     rings = Some(end);
                     Some(monitor)
                 },
@@ -132,7 +132,7 @@ impl Machine {
             return;
         }
         let status = self.hypervisor.status();
-        let controls = status.controls;
+        let can = status.features;
         reply.cores = status.cores;
         let mut features = Features::NESTED_PAGING
             | Features::LEAF_2M
@@ -140,13 +140,13 @@ impl Machine {
             | Features::INVEPT_SINGLE
             | Features::UNRESTRICTED
             | Features::VIRTUAL_NMI;
-        features.set(Features::LEAF_1G, controls.ept_1g);
-        features.set(Features::MBEC, controls.mbec);
-        features.set(Features::MTF, controls.mtf);
+        features.set(Features::LEAF_1G, can.leaf_1g);
+        features.set(Features::MBEC, can.mbec);
+        features.set(Features::MTF, can.mtf);
         reply.features = features.bits();
         let [writable, executable, stepping, exempt, hidden] = status.pages;
         let mut gaps = Gaps::from_bits_retain(reply.gaps);
-        gaps.set(Gaps::USER_PAGES, !controls.mbec);
+        gaps.set(Gaps::USER_PAGES, !can.mbec);
         gaps.set(Gaps::TABLES_EXHAUSTED, status.totals.exhausted > 0);
         gaps.set(Gaps::EXEMPT_PAGES, exempt > 0 || status.abandoned);
         reply.gaps = gaps.bits();

@@ -89,6 +89,8 @@ impl From<LaunchError> for Failure {
             LaunchError::HypervisorPresent => Self::new(StartError::HypervisorPresent),
             LaunchError::NoVmx => Self::new(StartError::NoVirtualization),
             LaunchError::LockedOff => Self::new(StartError::VirtualizationLockedOff),
+            LaunchError::SwitchedOff => Self::new(StartError::VirtualizationLockedOff),
+            LaunchError::TooFewAsids => Self::new(StartError::MissingControl),
             LaunchError::UnequalFirmware => Self::new(StartError::UnequalFirmware),
             LaunchError::VmxInUse => Self::new(StartError::VirtualizationInUse),
             LaunchError::NoEpt => Self::new(StartError::NoEpt),

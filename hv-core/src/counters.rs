@@ -83,6 +83,8 @@ counters! {
     recovered,
     /// Exits whose reason is not known.
     unknown,
+    /// Cores that were let go to be reset by INIT.
+    lost,
 }
 
 impl Counters {

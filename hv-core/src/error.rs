@@ -27,15 +27,18 @@ pub enum StartError {
     UnknownVendor,
     /// CPUID says that a hypervisor is present.
     HypervisorPresent,
-    /// The processor has no VMX.
+    /// The processor has neither VMX nor SVM.
     NoVmx,
-    /// IA32_FEATURE_CONTROL is locked with VMX off: a firmware setting.
+    /// IA32_FEATURE_CONTROL is locked with VMX off, or VM_CR with SVM off: a firmware
+    /// setting.
     LockedOff,
-    /// IA32_FEATURE_CONTROL differs between cores.
+    /// VM_CR.SVMDIS is set but not locked: software has switched SVM off.
+    SwitchedOff,
+    /// IA32_FEATURE_CONTROL or VM_CR differs between cores.
     UnequalFirmware,
-    /// CR4.VMXE is set: somebody uses VMX.
+    /// CR4.VMXE or EFER.SVME is set: somebody uses it.
     VmxInUse,
-    /// No EPT or no 2 MB leaves.
+    /// No EPT or no 2 MB leaves; no nested paging.
     NoEpt,
     /// No four-level walk of nested tables.
     NoFourLevelWalk,
@@ -49,6 +52,8 @@ pub enum StartError {
     MissingControl,
     /// A control is required that is not known here.
     UnknownRequiredControl,
+    /// No address-space identifier but the host's.
+    TooFewAsids,
     /// CR4.FRED is set.
     Fred,
     /// Kernel shadow stacks are active.

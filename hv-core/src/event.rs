@@ -73,6 +73,20 @@ impl Event {
         }
     }
 
+    /// An exception of the processor's; `error_code` counts where the vector has one.
+    #[must_use]
+    pub const fn exception(vector: u8, error_code: u64) -> Self {
+        let code = if matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30) {
+            HAS_ERROR_CODE
+        } else {
+            0
+        };
+        Self {
+            info: VALID | code | 3 << 8 | vector as u64,
+            error_code,
+        }
+    }
+
     /// The VM-entry interruption-information field.
     #[must_use]
     pub const fn info(self) -> u64 {

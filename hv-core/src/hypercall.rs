@@ -10,13 +10,12 @@ use ept::addr::{Gpa, Gva};
 use ept::entry::Soft;
 use ept::wx::PageState;
 
+use crate::backend::{Nested, Vendor};
 use crate::counters::Counters;
-use crate::hypervisor::Nested;
 use crate::memory::GuestMemory;
 use crate::percpu::Core;
 use crate::platform::Ram;
-use crate::shootdown;
-use crate::vmx::vcpu;
+use crate::{in_either, instr, shootdown, vmx};
 
 /// The core that asks is a guest from now on, and counts for acknowledgements.
 pub const ACTIVATE: u64 = 1;
@@ -73,11 +72,33 @@ pub enum Answer {
     Leave,
 }
 
+/// Makes a request. The answer is what RAX holds then.
+///
+/// # Safety
+/// Guest context at CPL 0 on a core that the hypervisor has taken over (else #UD).
+#[must_use]
+pub unsafe fn call(
+    vendor: Vendor,
+    secret: [u64; 2],
+    operation: u64,
+    first: u64,
+    second: u64,
+) -> u64 {
+    match vendor {
+        // SAFETY: the caller's promise.
+        Vendor::Intel => unsafe { instr::vmcall(secret, operation, first, second) },
+        // SAFETY: the caller's promise.
+        Vendor::Amd => unsafe { instr::vmmcall(secret, operation, first, second) },
+    }
+}
+
 /// Answers a request on the core that made it.
 pub fn answer(core: &Core, request: &Request, memory: &GuestMemory<'_>) -> Answer {
     match request.operation {
         ACTIVATE => {
-            vcpu::load_debug_controls();
+            if core.hypervisor().features.vendor == Vendor::Intel {
+                vmx::vcpu::load_debug_controls();
+            }
             shootdown::join(core);
             Answer::Value(OK)
         }
@@ -122,9 +143,10 @@ fn memory_list(core: &Core, address: u64, memory: &GuestMemory<'_>) -> u64 {
     // for which all bits are valid.
     let ram = unsafe { &*(&raw const *copy).cast::<Ram>() };
     let held = hypervisor.transition.acquire(|| shootdown::serve(core));
+    let limit = in_either!(space, space => space.limit());
     let taken = hypervisor
         .ram
-        .replace(ram, &hypervisor.mtrr, space.limit().as_u64());
+        .replace(ram, &hypervisor.mtrr, limit.as_u64());
     drop(held);
     if taken { OK } else { REFUSED }
 }
@@ -192,13 +214,13 @@ impl Batch {
 }
 
 fn set_state(space: &Nested, page: Gpa, from: PageState, to: PageState) -> bool {
-    space.lookup(page).is_some_and(|leaf| {
+    in_either!(space, space => space.lookup(page).is_some_and(|leaf| {
         let soft = Soft {
             state: to,
             ..leaf.soft
         };
         leaf.soft.state == from && space.set_state(page, soft).is_ok()
-    })
+    }))
 }
 
 fn measure(core: &Core, figure: u64) -> u64 {
@@ -206,7 +228,8 @@ fn measure(core: &Core, figure: u64) -> u64 {
     let Some(space) = hypervisor.nested() else {
         return 0;
     };
-    let counts = space.count_pages();
+    let counts = in_either!(space, space => space.count_pages());
+    let pool = in_either!(space, space => space.pool());
     match figure {
         0 => counts.writable,
         1 => counts.executable,
@@ -214,8 +237,8 @@ fn measure(core: &Core, figure: u64) -> u64 {
         3 => counts.exempt,
         4 => counts.hidden,
         5 => counts.split_2m,
-        6 => space.pool().used() as u64,
-        7 => space.pool().available() as u64,
+        6 => pool.used() as u64,
+        7 => pool.available() as u64,
         8 => u64::from(hypervisor.abandoned.load(Ordering::Relaxed)),
         _ => 0,
     }

@@ -4,21 +4,17 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ept::addr::Hpa;
-use ept::entry::EptFormat;
 use ept::memtype::MtrrState;
-use ept::space::Space;
 
+use crate::backend::{Features, Nested};
 use crate::monitor::Monitor;
 use crate::percpu::Core;
 use crate::ram::CurrentRam;
 use crate::transition::TransitionLock;
-use crate::vmx::caps::Controls;
+use crate::{svm, vmx};
 
 /// The most cores that can be taken over.
 pub const MAX_CORES: usize = 256;
-
-/// The shared nested tables.
-pub type Nested = Space<'static, EptFormat>;
 
 /// State of the hypervisor, shared by all cores in root mode.
 #[expect(missing_debug_implementations, reason = "holds a trait object")]
@@ -27,10 +23,12 @@ pub struct Hypervisor {
     pub secret: [u64; 2],
     /// Bounds of the driver image: hypercalls come from there.
     pub image: (u64, u64),
-    /// VMX controls.
-    pub controls: Controls,
-    /// Bits of CR0 that VMX operation wants set and the guest does not own.
-    pub cr0_fixed: u64,
+    /// What the processor can do.
+    pub features: Features,
+    /// What Intel's side shares.
+    pub vmx: vmx::Shared,
+    /// What AMD's side shares.
+    pub svm: svm::Shared,
     /// Large leaves are emptied before they are split (the machine-check erratum
     /// on page-size changes).
     pub vacate: bool,
@@ -40,14 +38,12 @@ pub struct Hypervisor {
     pub host_cr3: u64,
     /// Linear address of root mode's IDT.
     pub idt: u64,
-    /// The MSR bitmap.
+    /// The MSR bitmap or permission map.
     pub msr_bitmap: Hpa,
     /// The memory-type range registers.
     pub mtrr: MtrrState,
     /// The shared nested tables; present from before the launch.
     pub space: Option<Nested>,
-    /// EPTP of the shared tables.
-    pub eptp: u64,
     /// One change of a page's role at a time.
     pub transition: TransitionLock,
     /// Generation of rights: raised by each revocation.

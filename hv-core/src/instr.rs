@@ -9,6 +9,8 @@
 
 use core::arch::{asm, global_asm};
 
+use crate::host::descriptors::gate;
+
 /// How a VMX instruction failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmFail {
@@ -306,6 +308,16 @@ pub unsafe fn unblock_nmis() {
     };
 }
 
+/// Opens AMD's global interrupt flag for a few instructions: NMIs, SMIs and INIT
+/// that wait are taken there.
+///
+/// # Safety
+/// Root mode on AMD with the host's IDT and task register; RFLAGS.IF is clear.
+pub unsafe fn open_interrupts() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("stgi", "nop", "nop", "nop", "nop", "clgi", options(nostack)) };
+}
+
 /// Invalidates the translation of one linear address on this core.
 ///
 /// # Safety
@@ -394,6 +406,33 @@ global_asm!(
     "hvdetect_faulted:",
     "    xor eax, eax",
     "    ret",
+    ".globl hvdetect_probe_rdmsr",
+    ".balign 16",
+    "hvdetect_probe_rdmsr:", // rcx = index, rdx = *mut u64, r8 = IDTR meanwhile, r9 = IDTR after
+    "    lidt [r8]",
+    "    mov r10, rdx",
+    "    rdmsr",
+    "    lidt [r9]",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    mov [r10], rax",
+    "    mov eax, 1",
+    "    ret",
+    "hvdetect_probe_landing:",
+    "    lidt [r9]",
+    "    xor eax, eax",
+    "    ret",
+    ".balign 16",
+    "hvdetect_probe_handler:", // #GP: error code, RIP, CS, RFLAGS, RSP, SS
+    "    add rsp, 8",
+    "    lea rax, [rip + hvdetect_probe_landing]",
+    "    mov [rsp], rax",
+    "    iretq",
+    ".globl hvdetect_probe_handler_address",
+    ".balign 16",
+    "hvdetect_probe_handler_address:",
+    "    lea rax, [rip + hvdetect_probe_handler]",
+    "    ret",
     ".globl hvdetect_fault_site",
     ".balign 16",
     "hvdetect_fault_site:", // rcx = number -> rax = address that may fault, 0 past the end
@@ -419,6 +458,13 @@ unsafe extern "win64" {
     fn hvdetect_try_rdmsr(index: u32, value: *mut u64) -> u32;
     fn hvdetect_try_wrmsr(index: u32, value: u64) -> u32;
     fn hvdetect_try_xsetbv(index: u32, value: u64) -> u32;
+    fn hvdetect_probe_rdmsr(
+        index: u32,
+        value: *mut u64,
+        meanwhile: *const TablePointer,
+        after: *const TablePointer,
+    ) -> u32;
+    fn hvdetect_probe_handler_address() -> u64;
     fn hvdetect_fault_site(number: u32) -> u64;
     fn hvdetect_fault_landing() -> u64;
 }
@@ -432,6 +478,43 @@ pub unsafe fn try_rdmsr(index: u32) -> Option<u64> {
     let mut value = 0;
     // SAFETY: the fault is caught by the host's exception table.
     let done = unsafe { hvdetect_try_rdmsr(index, &raw mut value) };
+    (done != 0).then_some(value)
+}
+
+/// Reads an MSR in guest context, where no handler of ours catches a fault;
+/// `None` when the processor raises #GP. For the one instruction the processor uses
+/// a copy of the IDT's exceptions whose #GP is ours; an NMI is taken as ever.
+///
+/// # Safety
+/// CPL 0, maskable interrupts are off, kernel shadow stacks too.
+#[must_use]
+pub unsafe fn probe_rdmsr(index: u32) -> Option<u64> {
+    const EXCEPTIONS: usize = 32;
+    const GENERAL_PROTECTION: usize = 13;
+    let after = sidt();
+    let mut table = [[0_u64; 2]; EXCEPTIONS];
+    for (number, gate) in table.iter_mut().enumerate() {
+        let address = after.base + number as u64 * 16;
+        // SAFETY: the loaded IDT has gates for all exceptions.
+        *gate = unsafe { [load64(address), load64(address + 8)] };
+    }
+    // SAFETY: computes an address.
+    let handler = unsafe { hvdetect_probe_handler_address() };
+    table[GENERAL_PROTECTION] = gate(handler, cs(), 0);
+    let meanwhile = TablePointer {
+        limit: (EXCEPTIONS * 16 - 1) as u16,
+        base: &raw const table as u64,
+    };
+    let mut value = 0;
+    // SAFETY: the caller's promise; a #GP goes to the function's own landing.
+    let done = unsafe {
+        hvdetect_probe_rdmsr(
+            index,
+            &raw mut value,
+            &raw const meanwhile,
+            &raw const after,
+        )
+    };
     (done != 0).then_some(value)
 }
 
@@ -576,22 +659,31 @@ pub unsafe fn invvpid_single(vpid: u16) {
     };
 }
 
-/// VMCALL to the hypervisor with the load's secret; the answer is in RAX.
-///
-/// # Safety
-/// Guest context at CPL 0 on a core that the hypervisor has taken over (else #UD).
-#[must_use]
-pub unsafe fn vmcall(secret: [u64; 2], operation: u64, first: u64, second: u64) -> u64 {
-    let answer: u64;
-    // SAFETY: the caller's promise. The hypervisor changes RAX only, except that
-    // leaving may clobber what a call may clobber.
-    unsafe {
-        asm!("vmcall", inout("rax") secret[0] => answer, inout("rdx") secret[1] => _,
-            inout("rcx") operation => _, inout("r8") first => _, inout("r9") second => _,
-            out("r10") _, out("r11") _);
+macro_rules! hypercall {
+    ($(#[$doc:meta])* $name:ident, $text:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Guest context at CPL 0 on a core that the hypervisor has taken over (else #UD).
+        #[must_use]
+        pub unsafe fn $name(secret: [u64; 2], operation: u64, first: u64, second: u64) -> u64 {
+            let answer: u64;
+            // SAFETY: the caller's promise. The hypervisor changes RAX only, except that
+            // leaving may clobber what a call may clobber.
+            unsafe {
+                asm!($text, inout("rax") secret[0] => answer, inout("rdx") secret[1] => _,
+                    inout("rcx") operation => _, inout("r8") first => _, inout("r9") second => _,
+                    out("r10") _, out("r11") _);
+            };
+            answer
+        }
     };
-    answer
 }
+
+hypercall!(/// VMCALL to the hypervisor with the load's secret; the answer is in RAX.
+    vmcall, "vmcall");
+hypercall!(/// VMMCALL to the hypervisor with the load's secret; the answer is in RAX.
+    vmmcall, "vmmcall");
 
 /// Writes a byte to a port.
 ///

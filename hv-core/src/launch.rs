@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use ept::addr::{Gpa, Hpa, Pfn};
-use ept::entry::{Access, EptFormat, Soft};
+use ept::entry::{Access, EptFormat, NptFormat, Soft};
 use ept::memtype::MtrrState;
 use ept::pool::{MAX_CHUNKS, Pool};
 use ept::private::PrivatePath;
@@ -17,26 +17,26 @@ use ept::space::Space;
 use ept::table::Table;
 use ept::wx::PageState;
 
+use crate::backend::{Features, Nested, Vendor};
 use crate::counters::{Counters, Totals};
-use crate::emulate::msr::{FEATURE_CONTROL, fill_bitmap};
+use crate::emulate::msr::fill_bitmap;
 use crate::error::{StartError, Step};
 use crate::host::descriptors::{
     IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, Tss, fill_gdt, gate, tss_descriptor,
 };
-use crate::host::paging::{HostSpace, HostTable};
+use crate::host::paging::{self, HostSpace, HostTable};
+use crate::host::stubs;
 use crate::host::window::{self, Window};
 use crate::hypercall::{self, Figure};
-use crate::hypervisor::{Hypervisor, MAX_CORES, Nested};
+use crate::hypervisor::{Hypervisor, MAX_CORES};
 use crate::instr::{self, VmFail};
 use crate::ledger::{Ledger, Visibility};
 use crate::monitor::Monitor;
 use crate::percpu::{Core, INTERRUPT_STACK_BYTES};
 use crate::platform::{ImageSection, MAX_IMAGE_SECTIONS, Platform, Ram, Region};
+use crate::probe::{self, Pretend, Probe};
 use crate::seeded::{self, Planted};
-use crate::vmx::caps::{Controls, Pretend};
-use crate::vmx::entry::{self, LaunchFailure};
-use crate::vmx::probe::{self, Probe};
-use crate::vmx::vcpu;
+use crate::{in_either, svm, vmx};
 
 /// How to start.
 #[derive(Debug, Clone, Copy, Default)]
@@ -80,7 +80,7 @@ pub struct Machine<P: Platform> {
     bounce: Region,
     secret: [u64; 2],
     cores: u32,
-    controls: Controls,
+    features: Features,
     firmware_locked: bool,
 }
 
@@ -89,8 +89,8 @@ pub struct Machine<P: Platform> {
 pub struct Status {
     /// Number of cores.
     pub cores: u32,
-    /// The controls in use.
-    pub controls: Controls,
+    /// What the processor can do.
+    pub features: Features,
     /// Counters, summed over all cores.
     pub totals: Totals,
     /// Mapped 4 KB pages by state: writable, executable, stepping, exempt, hidden.
@@ -138,7 +138,7 @@ impl<P: Platform> Machine<P> {
     pub unsafe fn start<M: Monitor + 'static>(
         platform: P,
         options: Options,
-        monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
+        monitor: impl FnOnce(&mut Memory<'_>, &Features) -> Option<M>,
         code: &mut dyn Iterator<Item = Pfn>,
     ) -> Result<Self, (StartError, P)> {
         let probe = match probe_all(&platform, options.pretend) {
@@ -150,7 +150,7 @@ impl<P: Platform> Machine<P> {
         };
         let built = build(&platform, &mut ledger, &probe, monitor, code);
         let done = built.and_then(|built| {
-            launch_all(&platform, &built)?;
+            launch_all(&platform, &built, probe.features.vendor)?;
             Ok(built)
         });
         match done {
@@ -161,8 +161,8 @@ impl<P: Platform> Machine<P> {
                 counters: built.counters,
                 bounce: built.bounce,
                 secret: built.secret,
-                controls: probe.controls,
-                firmware_locked: probe.feature_control & 1 == 0,
+                features: probe.features,
+                firmware_locked: probe.firmware_open,
             }),
             Err(error) => {
                 // SAFETY: every core that was taken over has been given back.
@@ -184,7 +184,7 @@ impl<P: Platform> Machine<P> {
     )]
     pub fn stop(self, last_look: impl FnOnce()) -> Result<P, (StartError, Self)> {
         for core in 0..self.cores {
-            if !give_back(&self.platform, core, self.secret) {
+            if !give_back(&self.platform, core, self.features.vendor, self.secret) {
                 return Err((StartError::Unreachable { core }, self));
             }
         }
@@ -209,7 +209,8 @@ impl<P: Platform> Machine<P> {
             unsafe { core::ptr::copy_nonoverlapping(chunk.as_ptr(), page, chunk.len()) };
             // SAFETY: this core is a guest: all are, and none leaves meanwhile.
             let answer = unsafe {
-                instr::vmcall(
+                hypercall::call(
+                    self.features.vendor,
                     self.secret,
                     hypercall::PUBLISH,
                     index as u64,
@@ -221,7 +222,15 @@ impl<P: Platform> Machine<P> {
             }
         }
         // SAFETY: as above.
-        let answer = unsafe { instr::vmcall(self.secret, hypercall::COMMIT, data.len() as u64, 0) };
+        let answer = unsafe {
+            hypercall::call(
+                self.features.vendor,
+                self.secret,
+                hypercall::COMMIT,
+                data.len() as u64,
+                0,
+            )
+        };
         answer == hypercall::OK
     }
 
@@ -238,7 +247,15 @@ impl<P: Platform> Machine<P> {
         // SAFETY: a page of our own, resident, used by this caller alone.
         unsafe { page.write(ram) };
         // SAFETY: this core is a guest: all are, and none leaves meanwhile.
-        let answer = unsafe { instr::vmcall(self.secret, hypercall::MEMORY, 0, self.bounce.va) };
+        let answer = unsafe {
+            hypercall::call(
+                self.features.vendor,
+                self.secret,
+                hypercall::MEMORY,
+                0,
+                self.bounce.va,
+            )
+        };
         answer == hypercall::OK
     }
 
@@ -247,7 +264,15 @@ impl<P: Platform> Machine<P> {
     pub fn status(&self) -> Status {
         let measure = |figure: Figure| {
             // SAFETY: this core is a guest.
-            unsafe { instr::vmcall(self.secret, hypercall::MEASURE, figure as u64, 0) }
+            unsafe {
+                hypercall::call(
+                    self.features.vendor,
+                    self.secret,
+                    hypercall::MEASURE,
+                    figure as u64,
+                    0,
+                )
+            }
         };
         let mut totals = Totals::zero();
         for core in 0..self.cores {
@@ -255,7 +280,7 @@ impl<P: Platform> Machine<P> {
         }
         Status {
             cores: self.cores,
-            controls: self.controls,
+            features: self.features,
             totals,
             pages: [
                 measure(Figure::Writable),
@@ -316,7 +341,7 @@ fn probe_all(platform: &dyn Platform, pretend: Pretend) -> Result<Probe, StartEr
         let probe = result?;
         match first {
             None => first = Some(probe),
-            Some(first) if first.feature_control != probe.feature_control => {
+            Some(first) if first.firmware != probe.firmware => {
                 return Err(StartError::UnequalFirmware);
             }
             Some(first) if first != probe => return Err(StartError::MissingControl),
@@ -331,7 +356,7 @@ fn build<M: Monitor + 'static>(
     platform: &dyn Platform,
     ledger: &mut Ledger,
     probe: &Probe,
-    monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
+    monitor: impl FnOnce(&mut Memory<'_>, &Features) -> Option<M>,
     code: &mut dyn Iterator<Item = Pfn>,
 ) -> Result<Built, StartError> {
     let count = platform.cpu_count();
@@ -360,7 +385,8 @@ fn build<M: Monitor + 'static>(
     )?;
     let hypervisor = region.va as *mut Hypervisor;
     let idt = take(platform, ledger, 4096, Visibility::Private)?;
-    let bitmap = take(platform, ledger, 4096, Visibility::Private)?;
+    // One page of it is Intel's, two are AMD's.
+    let bitmap = take(platform, ledger, 8192, Visibility::Private)?;
     let counter_region = take(
         platform,
         ledger,
@@ -401,11 +427,16 @@ fn build<M: Monitor + 'static>(
     let host_root = host_tables(platform, ledger, sections, cores)?;
     hide(space, ledger, dummy.pa)?;
     fill_idt(idt);
-    // SAFETY: a page of our own.
-    let bitmap_page = unsafe { &mut *(bitmap.va as *mut [u8; 4096]) };
-    // SAFETY: a field of a block of our own.
-    let ranges = unsafe { (*hypervisor).variable_ranges };
-    fill_bitmap(bitmap_page, ranges);
+    match probe.features.vendor {
+        Vendor::Intel => {
+            // SAFETY: a page of our own.
+            let page = unsafe { &mut *(bitmap.va as *mut [u8; 4096]) };
+            // SAFETY: a field of a block of our own.
+            fill_bitmap(page, unsafe { (*hypervisor).variable_ranges });
+        }
+        // SAFETY: two pages of our own.
+        Vendor::Amd => svm::msr::fill_map(unsafe { &mut *(bitmap.va as *mut [u8; 8192]) }),
+    }
 
     let secret = platform.random();
     // SAFETY: the block is ours alone until the first launch.
@@ -414,7 +445,11 @@ fn build<M: Monitor + 'static>(
     fields.host_cr3 = host_root;
     fields.idt = idt.va;
     fields.msr_bitmap = bitmap.pa;
-    fields.eptp = vcpu::eptp(space.root());
+    let root = in_either!(space, space => space.root());
+    match probe.features.vendor {
+        Vendor::Intel => fields.vmx.eptp = vmx::vcpu::eptp(root),
+        Vendor::Amd => fields.svm.n_cr3 = root.as_u64(),
+    }
     fields.monitor = Some(monitor);
 
     for (index, block) in (0..count).zip(cores.iter().copied()) {
@@ -451,11 +486,11 @@ fn place_monitor<M: Monitor + 'static>(
     platform: &dyn Platform,
     ledger: &mut Ledger,
     probe: &Probe,
-    monitor: impl FnOnce(&mut Memory<'_>, &Controls) -> Option<M>,
+    monitor: impl FnOnce(&mut Memory<'_>, &Features) -> Option<M>,
 ) -> Result<&'static M, StartError> {
     let region = take(platform, ledger, size_of::<M>(), Visibility::Private)?;
     let monitor =
-        monitor(&mut Memory { platform, ledger }, &probe.controls).ok_or(StartError::NoMemory)?;
+        monitor(&mut Memory { platform, ledger }, &probe.features).ok_or(StartError::NoMemory)?;
     let place = region.va as *mut M;
     // SAFETY: the block is large enough and page-aligned.
     unsafe { place.write(monitor) };
@@ -473,8 +508,7 @@ fn promote(space: &Nested, code: &mut dyn Iterator<Item = Pfn>) -> Result<(), St
         code: true,
     };
     for pfn in code {
-        let _ = space
-            .set_state(pfn.gpa(), soft)
+        let _ = in_either!(space, space => space.set_state(pfn.gpa(), soft))
             .map_err(|_| StartError::Tables)?;
     }
     Ok(())
@@ -491,8 +525,7 @@ fn hide(space: &Nested, ledger: &Ledger, dummy: Hpa) -> Result<(), StartError> {
         };
         for page in (left_out..region.bytes as u64).step_by(4096) {
             let gpa = Gpa::new(region.pa.as_u64() + page);
-            let _ = space
-                .remap(gpa, dummy, Access::RW)
+            let _ = in_either!(space, space => space.remap(gpa, dummy, Access::RW))
                 .map_err(|_| StartError::Tables)?;
         }
     }
@@ -554,14 +587,14 @@ unsafe fn set_fields(
     }
     set!(secret, [0; 2]);
     set!(image, image);
-    set!(controls, probe.controls);
-    set!(cr0_fixed, probe.cr0_fixed);
+    set!(features, probe.features);
+    set!(vmx, probe.vmx);
+    set!(svm, probe.svm);
     set!(vacate, probe.large_page_erratum);
     set!(host_cr3, 0);
     set!(idt, 0);
     set!(msr_bitmap, Hpa::new(0));
     set!(space, None);
-    set!(eptp, 0);
     set!(transition, crate::transition::TransitionLock::new());
     set!(generation, AtomicU64::new(1));
     set!(monitor, None);
@@ -607,17 +640,21 @@ fn nested(
         left -= tables;
     }
     let pool = Pool::new(chunks.get(..used).unwrap_or(&[])).ok_or(StartError::Tables)?;
-    let format = EptFormat {
-        mbec: probe.controls.mbec,
+    let (bits, leaf_1g) = (probe.phys_bits, probe.features.leaf_1g);
+    let empty = match probe.features.vendor {
+        Vendor::Intel => {
+            let format = EptFormat {
+                mbec: probe.features.mbec,
+            };
+            Space::new(format, pool, mtrr, bits, leaf_1g).map(Nested::Ept)
+        }
+        Vendor::Amd => Space::new(NptFormat, pool, mtrr, bits, leaf_1g).map(Nested::Npt),
     };
-    let empty = Space::new(format, pool, mtrr, probe.phys_bits, probe.controls.ept_1g)
-        .map_err(|_| StartError::Tables)?;
-    let space: &'static Nested = slot.insert(empty);
+    let space: &'static Nested = slot.insert(empty.map_err(|_| StartError::Tables)?);
     for range in ram.iter() {
         // Before the launch nothing is cached: no flush is owed.
-        let _ = space
-            .fill(Gpa::new(range.base)..Gpa::new(range.base + range.bytes))
-            .map_err(|_| StartError::Tables)?;
+        let range = Gpa::new(range.base)..Gpa::new(range.base + range.bytes);
+        let _ = in_either!(space, space => space.fill(range)).map_err(|_| StartError::Tables)?;
     }
     Ok(space)
 }
@@ -667,9 +704,9 @@ fn host_tables(
             .then_some(())
             .ok_or(StartError::Tables)
     };
-    let data = vcpu::host_page_flags(true, false);
+    let data = paging::page_flags(true, false);
     for (copy, section) in copies.iter().zip(sections) {
-        let flags = vcpu::host_page_flags(section.writable, section.executable);
+        let flags = paging::page_flags(section.writable, section.executable);
         map(section.va, copy.pa.as_u64(), section.bytes, flags)?;
     }
     for region in ledger
@@ -706,10 +743,10 @@ fn fill_idt(region: Region) {
     let table = region.va as *mut [u64; 2];
     for vector in 0..32_u8 {
         let (handler, ist) = match vector {
-            2 => (entry::nmi_address(), IST_NMI),
-            8 => (entry::exception_address(8), IST_DOUBLE_FAULT),
-            18 => (entry::exception_address(18), IST_MACHINE_CHECK),
-            _ => (entry::exception_address(vector), 0),
+            2 => (stubs::nmi_address(), IST_NMI),
+            8 => (stubs::exception_address(8), IST_DOUBLE_FAULT),
+            18 => (stubs::exception_address(18), IST_MACHINE_CHECK),
+            _ => (stubs::exception_address(vector), 0),
         };
         // SAFETY: the page holds 256 gates.
         let slot = unsafe { table.add(usize::from(vector)) };
@@ -731,8 +768,9 @@ fn set_core(
     state.index.set(index);
     state.hypervisor.set(hypervisor);
     state.counters.set(counters);
-    state.vmxon_pa.set(offset(&raw const core.vmxon as u64));
-    state.vmcs_pa.set(offset(&raw const core.vmcs as u64));
+    for (address, region) in state.regions_pa.iter().zip(&core.regions) {
+        address.set(offset(core::ptr::from_ref(region) as u64));
+    }
     let base = Hpa::new(offset(&raw const core.private as u64));
     let tables = (&raw const core.private).cast::<Table>();
     // SAFETY: the block lives as long as the core is in root mode.
@@ -746,7 +784,7 @@ fn set_core(
 }
 
 #[inline(never)]
-fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> {
+fn launch_all(platform: &dyn Platform, built: &Built, vendor: Vendor) -> Result<(), StartError> {
     let count = platform.cpu_count();
     for (index, core) in (0..count).zip(built.cores.iter().copied()) {
         let mut result = Err((Step::Enter, VmFail::Invalid));
@@ -768,7 +806,7 @@ fn launch_all(platform: &dyn Platform, built: &Built) -> Result<(), StartError> 
             let first = u32::from(seeded::is(Planted::HalfRollback));
             for launched in first..index {
                 // A core that cannot be reached here was reached a moment ago.
-                let _ = give_back(platform, launched, built.secret);
+                let _ = give_back(platform, launched, vendor, built.secret);
             }
             return Err(error);
         }
@@ -809,96 +847,28 @@ unsafe fn launch_masked(
     hypervisor: &Hypervisor,
     secret: [u64; 2],
 ) -> Result<(), (Step, VmFail)> {
-    // SAFETY: reads a register at CPL 0.
-    let cr0 = unsafe { instr::cr0() };
-    // SAFETY: reads a register at CPL 0.
-    let cr4 = unsafe { instr::cr4() };
-    let undo = |step: Step, fail: VmFail| {
-        if step != Step::Enter {
-            // SAFETY: VMXON succeeded on this core.
-            let _ = unsafe { instr::vmxoff() };
-        }
-        // SAFETY: the values from before.
-        unsafe { instr::set_cr4(cr4) };
-        // SAFETY: as above.
-        unsafe { instr::set_cr0(cr0) };
-        Err((step, fail))
-    };
-    // SAFETY: one VMCS and VMXON region for each core.
-    unsafe { prepare(core, hypervisor) };
-    // SAFETY: VMX wants these bits; they are restored on failure and on leaving.
-    unsafe { instr::set_cr0(cr0 | hypervisor.cr0_fixed) };
-    // SAFETY: as above.
-    unsafe { instr::set_cr4(cr4 | 1 << 13) };
-    // SAFETY: CR4.VMXE is set, the region is the core's own.
-    let entered = unsafe { instr::vmxon(core.state.vmxon_pa.get()) };
     let index = core.state.index.get();
-    if let Err(fail) = entered {
-        return undo(Step::Enter, fail);
-    }
-    if seeded::launch_fails(0, index) {
-        return undo(Step::Clear, VmFail::Invalid);
-    }
-    // SAFETY: in VMX operation; the VMCS is the core's own.
-    if let Err(fail) = unsafe { instr::vmclear(core.state.vmcs_pa.get()) } {
-        return undo(Step::Clear, fail);
-    }
-    if seeded::launch_fails(1, index) {
-        return undo(Step::Load, VmFail::Invalid);
-    }
-    // SAFETY: as above.
-    if let Err(fail) = unsafe { instr::vmptrld(core.state.vmcs_pa.get()) } {
-        return undo(Step::Load, fail);
-    }
-    if seeded::launch_fails(2, index) {
-        return undo(Step::Launch, VmFail::Invalid);
-    }
-    // SAFETY: a VMCS is current, interrupts are off, the block is complete.
-    unsafe { vcpu::fill(core, hypervisor, instr::rflags(), cr0) };
-    // SAFETY: root mode; translations of an earlier start may have the same EPTP.
-    unsafe { instr::invept_single(hypervisor.eptp) };
-    // SAFETY: as above.
-    unsafe { instr::invvpid_single(1) };
-    if seeded::launch_fails(3, index) {
-        // An activity state that no processor accepts.
-        vcpu::write(0x4826, 9);
-    }
-    // SAFETY: the VMCS is complete but for RSP and RIP.
-    if let Err(failure) = unsafe { entry::launch() } {
-        let fail = match failure {
-            // Nothing is left to undo.
-            LaunchFailure::Refused => return Err((Step::Launch, VmFail::Refused)),
-            LaunchFailure::Invalid => VmFail::Invalid,
-            LaunchFailure::Valid => {
-                // SAFETY: VMfailValid: a VMCS is current.
-                let number = unsafe { instr::vmread(0x4400) };
-                #[expect(clippy::cast_possible_truncation, reason = "a 32-bit field")]
-                VmFail::Valid(number as u32)
-            }
-        };
-        return undo(Step::Launch, fail);
-    }
+    prepare(core);
+    let vendor = hypervisor.features.vendor;
+    match vendor {
+        // SAFETY: built for this core, interrupts are off.
+        Vendor::Intel => unsafe { vmx::launch::launch(core, hypervisor) },
+        // SAFETY: as above.
+        Vendor::Amd => unsafe { svm::launch::launch(core, hypervisor) },
+    }?;
     // From here on this core is a guest; its private memory is out of reach.
     // SAFETY: this core is a guest.
-    let answer = unsafe { instr::vmcall(secret, hypercall::ACTIVATE, 0, 0) };
+    let answer = unsafe { hypercall::call(vendor, secret, hypercall::ACTIVATE, 0, 0) };
     if answer != hypercall::OK || seeded::launch_fails(4, index) {
         // SAFETY: this core is a guest.
-        let _ = unsafe { instr::vmcall(secret, hypercall::LEAVE, 0, 0) };
+        let _ = unsafe { hypercall::call(vendor, secret, hypercall::LEAVE, 0, 0) };
         return Err((Step::Activate, VmFail::Invalid));
     }
     Ok(())
 }
 
 /// Fills what only the core itself knows.
-///
-/// # Safety
-/// Runs on the core, interrupts off, before VMXON.
-unsafe fn prepare(core: &Core, hypervisor: &Hypervisor) {
-    let revision = hypervisor.controls.revision;
-    for page in [&raw const core.vmxon, &raw const core.vmcs] {
-        // SAFETY: pages of the core's own, written before the processor uses them.
-        unsafe { page.cast::<u32>().cast_mut().write(revision) };
-    }
+fn prepare(core: &Core) {
     let stack = |index: usize| {
         let base = &raw const core.interrupt_stacks as u64;
         base + ((index + 1) * INTERRUPT_STACK_BYTES) as u64
@@ -917,13 +887,6 @@ unsafe fn prepare(core: &Core, hypervisor: &Hypervisor) {
     );
     debug_assert!(filled, "64-bit kernel code runs with global selectors");
     core.state.apic_id.set(apic_id());
-    // SAFETY: IA32_FEATURE_CONTROL exists with VMX.
-    let feature_control = unsafe { instr::rdmsr(FEATURE_CONTROL) };
-    if feature_control & 1 == 0 {
-        // Unlocked by the firmware: VMXON needs it locked with VMX on.
-        // SAFETY: the register is not locked.
-        unsafe { instr::wrmsr(FEATURE_CONTROL, feature_control | 5) };
-    }
 }
 
 /// The local APIC identifier of the running core: 32 bits where the processor has
@@ -939,7 +902,7 @@ fn apic_id() -> u32 {
 }
 
 /// Asks one core to leave. `false` when it cannot be reached.
-fn give_back(platform: &dyn Platform, core: u32, secret: [u64; 2]) -> bool {
+fn give_back(platform: &dyn Platform, core: u32, vendor: Vendor, secret: [u64; 2]) -> bool {
     if seeded::is(Planted::CannotLeave) && core + 1 == platform.cpu_count() {
         return false;
     }
@@ -948,7 +911,7 @@ fn give_back(platform: &dyn Platform, core: u32, secret: [u64; 2]) -> bool {
         // SAFETY: set again below.
         unsafe { instr::cli() };
         // SAFETY: this core is a guest.
-        let _ = unsafe { instr::vmcall(secret, hypercall::LEAVE, 0, 0) };
+        let _ = unsafe { hypercall::call(vendor, secret, hypercall::LEAVE, 0, 0) };
         if flags & 1 << 9 != 0 {
             // SAFETY: interrupts were allowed before.
             unsafe { instr::sti() };

@@ -28,10 +28,12 @@
 extern crate std;
 
 pub mod apic;
+pub mod backend;
 pub mod counters;
 pub mod emulate;
 pub mod error;
 pub mod event;
+pub mod exit;
 pub mod host;
 pub mod hypercall;
 pub mod hypervisor;
@@ -42,10 +44,13 @@ pub mod memory;
 pub mod monitor;
 pub mod percpu;
 pub mod platform;
+pub mod probe;
 pub mod ram;
+pub mod registers;
 pub mod seeded;
 pub mod shootdown;
 pub mod step;
+pub mod svm;
 pub mod trace;
 pub mod transition;
 pub mod violation;

@@ -3,11 +3,11 @@
 use ept::addr::{Gpa, Gva, Hpa};
 
 use crate::host::window::View;
-use crate::instr;
 use crate::monitor::Guest;
 use crate::percpu::Core;
 use crate::step::WINDOW;
 use crate::walk::{self, Paging, Translation};
+use crate::{in_either, instr};
 
 /// An operand in guest memory.
 #[derive(Debug)]
@@ -75,7 +75,8 @@ impl<'a> GuestMemory<'a> {
         if !hypervisor.ram.get().contains(page) {
             return None;
         }
-        let shown = hypervisor.nested()?.frame(Gpa::new(page));
+        let gpa = Gpa::new(page);
+        let shown = in_either!(hypervisor.nested()?, space => space.frame(gpa));
         Some(shown.map_or(page, Hpa::as_u64))
     }
 

@@ -3,7 +3,7 @@
 //! A [`Core`] is one private region, reached in root mode through the GS base.
 //! Three kinds of fields live in it: cells, which only the owning core touches
 //! while it is in root mode; atomics, through which cores talk to each other;
-//! and pages for the processor (VMXON region, VMCS, stacks, tables). Nothing of
+//! and pages for the processor (control structures, stacks, tables). Nothing of
 //! it is reachable by the guest once the core has been taken over.
 
 use core::cell::{Cell, UnsafeCell};
@@ -45,6 +45,9 @@ impl CopyPage {
 pub const STACK_BYTES: usize = 32 * 1024;
 /// Bytes of each interrupt stack.
 pub const INTERRUPT_STACK_BYTES: usize = 4096;
+
+/// Pages of a core that the processor itself works with.
+pub const REGIONS: usize = 3;
 
 /// GDT and TSS, one page.
 #[repr(C, align(4096))]
@@ -103,6 +106,15 @@ pub struct CoreState {
     pub acknowledged: AtomicU64,
     /// NMIs of the guest that arrived and have not been injected.
     pub guest_nmis: AtomicU32,
+    /// An NMI has been sent by this core to itself, to come back when the guest can
+    /// take its own (AMD).
+    pub nmi_window: AtomicBool,
+    /// The handler of an NMI that was delivered to the guest has not returned (AMD).
+    pub nmi_masked: Cell<bool>,
+    /// The guest's IRET is being stepped over (AMD).
+    pub iret_step: Cell<bool>,
+    /// VM_HSAVE_PA before the launch (AMD).
+    pub host_save: Cell<u64>,
     /// A machine check arrived in root mode and is to be passed on.
     pub machine_check: AtomicBool,
     /// A step on the private path is under way (read by the NMI handler).
@@ -115,10 +127,8 @@ pub struct CoreState {
     pub apic_window: Cell<Option<Window>>,
     /// Views of guest memory.
     pub views: Views,
-    /// Physical address of the VMCS.
-    pub vmcs_pa: Cell<u64>,
-    /// Physical address of the VMXON region.
-    pub vmxon_pa: Cell<u64>,
+    /// Physical addresses of [`Core::regions`].
+    pub regions_pa: [Cell<u64>; REGIONS],
     /// What the leave stub restores.
     pub leave: LeaveFrame,
     /// What went wrong.
@@ -133,10 +143,9 @@ pub struct Core {
     pub state: CoreState,
     /// Descriptor tables.
     pub descriptors: Descriptors,
-    /// VMXON region.
-    pub vmxon: Page,
-    /// Virtual-machine control structure.
-    pub vmcs: Page,
+    /// The pages that the processor itself works with; which is which, the vendor
+    /// says.
+    pub regions: [Page; REGIONS],
     /// Tables of the private path.
     pub private: [Table; ept::private::TABLES],
     /// A stepped page as it was before the step.

@@ -12,11 +12,10 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::apic;
 use crate::counters::Counters;
-use crate::instr;
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
+use crate::{apic, backend};
 
 /// Rounds of waiting after which a core counts as lost. A core answers from its
 /// NMI handler within a few hundred instructions; this is seconds.
@@ -52,8 +51,7 @@ fn acknowledge(core: &Core) {
 /// Invalidates everything derived from the shared tables on this core.
 pub fn invalidate(core: &Core) {
     Counters::bump(&core.counters().invalidations);
-    // SAFETY: root mode; the processor has INVEPT, checked before the launch.
-    unsafe { instr::invept_single(core.hypervisor().eptp) };
+    backend::invalidate(core);
 }
 
 /// Makes every core forget rights that have been taken away in the shared
@@ -141,6 +139,7 @@ pub fn retire(core: &Core) {
     // way arrives while NMIs are taken by root mode's own handler.
     let mut rounds = 0;
     while core.state.kick.load(Ordering::Acquire) && rounds < PATIENCE {
+        backend::listen(core);
         core::hint::spin_loop();
         rounds += 1;
     }

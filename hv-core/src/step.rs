@@ -48,6 +48,10 @@ pub struct StepState {
     pub stale: Cell<bool>,
     /// RFLAGS as the guest had them when the step began.
     pub flags: Cell<u64>,
+    /// DR6 as the guest had it (AMD).
+    pub dr6: Cell<u64>,
+    /// The interrupt shadow as the guest had it (AMD).
+    pub shadow: Cell<u64>,
     /// `IA32_DEBUGCTL` as the guest had it, when the step is made by the trap flag.
     pub debugctl: Cell<u64>,
 }

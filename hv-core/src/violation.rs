@@ -14,25 +14,28 @@ use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
 use ept::addr::{Gpa, Gva};
-use ept::entry::{Access, EptFormat, Soft};
+use ept::entry::{Access, Soft};
 use ept::flush::Flush;
 use ept::slot::Turn;
-use ept::space::MapError;
+use ept::space::{MapError, Space};
 use ept::wx::{self, PageState, Plan, Step, WriteFacts};
 
+use crate::backend::Backend;
 use crate::counters::Counters;
 use crate::emulate::store;
-use crate::hypervisor::{Hypervisor, Nested};
+use crate::hypervisor::Hypervisor;
 use crate::memory::{GuestMemory, window_start};
 use crate::monitor::{Crossing, Difference, Fault, PageRole};
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 use crate::shootdown;
 use crate::step::{MAX_PAGES, StepPage, WINDOW};
-use crate::vmx::vcpu;
+
+/// The shared tables in the backend's format.
+type Nested<B> = Space<'static, <B as Backend>::Format>;
 
 /// A page's place in the shared tables.
-type Slot<'s> = ept::slot::Slot<'s, 'static, EptFormat>;
+type Slot<'s, B> = ept::slot::Slot<'s, 'static, <B as Backend>::Format>;
 
 /// A nested-paging violation, decoded from the processor's exit information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ type Slot<'s> = ept::slot::Slot<'s, 'static, EptFormat>;
 pub struct Violation {
     /// The address.
     pub gpa: Gpa,
-    /// The linear address, when there is one.
+    /// The linear address, when there is one and the processor tells it.
     pub gla: Option<Gva>,
     /// Data read.
     pub read: bool,
@@ -64,16 +67,20 @@ pub struct Violation {
 impl Violation {
     /// Whether the instruction lies, wholly or with its end, in the linear page
     /// that it writes. (Through another linear address the page is found out by
-    /// its bounces.)
-    fn is_own_page(&self) -> bool {
-        let Some(gla) = self.gla else {
-            return false;
-        };
-        // An instruction has at most 15 bytes.
-        let last = self.rip.as_u64().wrapping_add(14);
-        let page = gla.as_u64() >> 12;
-        !self.delivering && (self.rip.as_u64() >> 12 == page || last >> 12 == page)
+    /// its bounces.) `None`: the processor does not tell.
+    fn is_own_page(&self) -> Option<bool> {
+        if self.delivering {
+            return Some(false);
+        }
+        let page = self.gla?.as_u64() >> 12;
+        let rip = self.rip.as_u64();
+        Some(rip >> 12 == page || last_byte(rip) >> 12 == page)
     }
+}
+
+/// Address of the last byte that the instruction at `rip` can have.
+const fn last_byte(rip: u64) -> u64 {
+    rip.wrapping_add(14)
 }
 
 /// Rounds that a core waits for another one's step before it tries again in the
@@ -81,30 +88,33 @@ impl Violation {
 const WAIT_ROUNDS: u32 = 10_000;
 
 /// What the handlers of one violation share.
-struct Context<'a, F: Fn() -> Fault> {
+struct Context<'a, B: Backend, F: Fn() -> Fault> {
     core: &'a Core,
     hypervisor: &'a Hypervisor,
-    space: &'a Nested,
+    space: &'a Nested<B>,
     violation: &'a Violation,
     /// Collects the core's state, with the access.
     fault: F,
     /// Whether the page is a module's code, once the monitor has been asked.
     module: Cell<Option<bool>>,
+    /// Whether the instruction lies in the page that it writes, once that is known.
+    own_page: Cell<Option<bool>>,
 }
 
 /// Answers a violation. `fault` collects the core's state.
-pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
+pub fn answer<B: Backend>(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
     let hypervisor = core.hypervisor();
-    let Some(space) = hypervisor.nested() else {
+    let Some(space) = B::nested(hypervisor) else {
         return;
     };
-    let context = Context {
+    let context = Context::<B, _> {
         core,
         hypervisor,
         space,
         violation,
         fault,
         module: Cell::new(None),
+        own_page: Cell::new(violation.is_own_page()),
     };
     let mut rounds = 0;
     loop {
@@ -122,7 +132,7 @@ pub fn answer(core: &Core, violation: &Violation, fault: impl Fn() -> Fault) {
     }
 }
 
-impl<F: Fn() -> Fault> Context<'_, F> {
+impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
     /// One look at the page, with the lock held. `false` asks to wait.
     fn answer(&self) -> bool {
         self.module.set(None);
@@ -135,7 +145,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             },
         };
         if self.hypervisor.abandoned.load(Ordering::Acquire) {
-            exempt(self.core, self.space, self.violation.gpa);
+            exempt::<B>(self.core, self.space, self.violation.gpa);
             return true;
         }
         if self.core.state.step.count.get() > 0 {
@@ -209,7 +219,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
     /// that is being stepped over.
     fn permits_fetch(&self, access: Access) -> bool {
         access.contains(
-            if self.hypervisor.controls.mbec && self.violation.cpl == 3 {
+            if self.hypervisor.features.mbec && self.violation.cpl == 3 {
                 Access::EXEC_USER
             } else {
                 Access::EXEC_KERNEL
@@ -222,10 +232,10 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         // that it leaves known at once.
         let module = self.is_module();
         // The trap flag is of no use in the delivery of an event, which clears it.
-        let can_step = self.hypervisor.controls.mtf || !self.violation.delivering;
+        let can_step = self.hypervisor.features.mtf || !self.violation.delivering;
         WriteFacts {
             page_walk: self.violation.page_walk,
-            same_page: (module && can_step || self.violation.is_own_page())
+            same_page: (module && can_step || self.is_own_page())
                 && !seeded::is(Planted::NeverStep),
             can_step,
             bounces: soft.bounces,
@@ -243,6 +253,28 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         })
     }
 
+    /// Whether the instruction lies, wholly or with its end, in the page that it
+    /// writes. Where the processor does not tell the linear address, the frames are
+    /// compared.
+    fn is_own_page(&self) -> bool {
+        if let Some(known) = self.own_page.get() {
+            return known;
+        }
+        let fault = (self.fault)();
+        let memory = self.memory(&fault);
+        let page = self.violation.gpa.page_base();
+        let rip = self.violation.rip;
+        let last = Gva::new(last_byte(rip.as_u64()));
+        let lies_there = |address: Gva| {
+            memory
+                .translate_code(address)
+                .is_some_and(|here| here.gpa.page_base() == page)
+        };
+        let own = lies_there(rip) || rip.as_u64() >> 12 != last.as_u64() >> 12 && lies_there(last);
+        self.own_page.set(Some(own));
+        own
+    }
+
     fn memory(&self, fault: &Fault) -> GuestMemory<'_> {
         GuestMemory::new(self.core, fault.paging, fault.cr3)
     }
@@ -251,14 +283,11 @@ impl<F: Fn() -> Fault> Context<'_, F> {
     /// else would have to happen with it.
     fn emulate(&self, facts: WriteFacts) -> bool {
         let violation = self.violation;
-        let Some(gla) = violation.gla else {
-            return false;
-        };
         if violation.cpl != 0
             || violation.delivering
             || violation.page_walk
-            || !vcpu::long_mode()
-            || vcpu::has_breakpoints()
+            || !B::long_mode(self.core)
+            || B::has_breakpoints(self.core)
             || self.core.state.step.no_store.get() == violation.rip.as_u64()
         {
             return false;
@@ -278,7 +307,11 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let size = u64::from(store.size);
         // Another core may have changed the instruction, or the way to the page,
         // since the processor looked at them.
-        if store.address != gla.as_u64() || gla.page_offset() + size > 4096 {
+        let gla = violation.gla.unwrap_or(Gva::new(store.address));
+        if store.address != gla.as_u64()
+            || gla.page_offset() != violation.gpa.page_offset()
+            || gla.page_offset() + size > 4096
+        {
             return false;
         }
         let same_page = gla.as_u64() >> 12 == violation.rip.as_u64() >> 12;
@@ -298,7 +331,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let old = operand.load();
         let changed = old ^ store.value;
         if changed != 0 && facts.same_page {
-            self.report_store(&fault, &store, old, changed);
+            self.report_store(&fault, gla, &store, old, changed);
             // The report may have looked through the same view.
             match memory.operand(violation.gpa, store.size) {
                 Some(again) => operand = again,
@@ -307,11 +340,11 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         }
         operand.store(store.value);
         Counters::bump(&self.core.counters().emulated);
-        vcpu::advance_by(store.length.into());
+        B::advance_by(self.core, store.length.into());
         true
     }
 
-    fn report_store(&self, fault: &Fault, store: &store::Store, old: u64, changed: u64) {
+    fn report_store(&self, fault: &Fault, gla: Gva, store: &store::Store, old: u64, changed: u64) {
         let Some(monitor) = self.hypervisor.monitor else {
             return;
         };
@@ -338,15 +371,15 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         let fault = Fault {
             crossing: Crossing::Written,
             gpa: changed,
-            gla: self.violation.gla,
-            own_page: self.violation.is_own_page(),
+            gla: Some(gla),
+            own_page: self.is_own_page(),
             ..*fault
         };
         let _ = monitor.on_written(&fault, &difference, &mut self.memory(&fault));
     }
 
     /// Carries a plan out; `slot` is the page's, if it has one.
-    fn run(&self, mut slot: Option<Slot<'_>>, soft: Soft, steps: &[Step], bounces: u8) {
+    fn run(&self, mut slot: Option<Slot<'_, B>>, soft: Soft, steps: &[Step], bounces: u8) {
         let page = self.violation.gpa.page_base();
         let mut closed = None;
         for step in steps {
@@ -358,7 +391,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 Step::Revoke(state) => {
                     if self.turn(page, state, bounces, soft).is_err() {
                         Counters::bump(&self.core.counters().exhausted);
-                        exempt(self.core, self.space, page);
+                        exempt::<B>(self.core, self.space, page);
                         return;
                     }
                 }
@@ -375,7 +408,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                 Step::Decide => self.decide(),
                 Step::Grant(state) => {
                     if seeded::is(Planted::KeepWrite) && state == PageState::Executable {
-                        exempt(self.core, self.space, page);
+                        exempt::<B>(self.core, self.space, page);
                         continue;
                     }
                     match closed.take() {
@@ -454,14 +487,14 @@ impl<F: Fn() -> Fault> Context<'_, F> {
     }
 
     /// Starts a step over the page, which is read-only for every core.
-    fn begin_step(&self, slot: Option<&Slot<'_>>, bounces: u8) {
+    fn begin_step(&self, slot: Option<&Slot<'_, B>>, bounces: u8) {
         let step = &self.core.state.step;
         step.count.set(0);
-        if self.add_to_step(bounces) && build_path(self.core, self.space, slot) {
+        if self.add_to_step(bounces) && build_path::<B>(self.core, self.space, slot) {
             self.core.state.stepping.store(true, Ordering::Release);
-            vcpu::arm_step(self.hypervisor.controls.mtf, step);
+            B::arm_step(self.core);
         } else {
-            give_up_step(self.core, self.space);
+            give_up_step::<B>(self.core, self.space);
         }
     }
 
@@ -484,7 +517,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         }
         slot.set(Some(StepPage {
             gpa: page,
-            own_page: self.violation.is_own_page(),
+            own_page: self.is_own_page(),
             bounces,
             whole,
             fault,
@@ -514,7 +547,7 @@ impl<F: Fn() -> Fault> Context<'_, F> {
                     ..known
                 })),
                 _ => {
-                    give_up_step_armed(core, self.hypervisor, self.space);
+                    give_up_step_armed::<B>(core, self.space);
                     return true;
                 }
             }
@@ -525,13 +558,13 @@ impl<F: Fn() -> Fault> Context<'_, F> {
         } else if self.violation.write && soft.state == PageState::Executable {
             let bounces = soft.bounces;
             if self.turn(page, PageState::Stepping, bounces, soft).is_err() {
-                give_up_step_armed(core, self.hypervisor, self.space);
+                give_up_step_armed::<B>(core, self.space);
                 return true;
             }
             shootdown::revoke(core);
-            if step.count.get() == MAX_PAGES && self.violation.is_own_page() {
+            if step.count.get() == MAX_PAGES && self.is_own_page() {
                 // Only the instruction's own pages need both rights.
-                drop_one(core, self.hypervisor, self.space);
+                drop_one::<B>(core, self.hypervisor, self.space);
             }
             if !self.add_to_step(bounces) {
                 report_unseen(core, self.hypervisor, &(self.fault)());
@@ -542,12 +575,12 @@ impl<F: Fn() -> Fault> Context<'_, F> {
             // Another core steps over that page: let it finish. This core's own
             // pages are given back first, so that two cores never wait for each
             // other.
-            drop_step(core, self.space);
+            drop_step::<B>(core, self.space);
             return false;
         }
-        while !build_path(core, self.space, None) {
-            if !drop_one(core, self.hypervisor, self.space) {
-                give_up_step_armed(core, self.hypervisor, self.space);
+        while !build_path::<B>(core, self.space, None) {
+            if !drop_one::<B>(core, self.hypervisor, self.space) {
+                give_up_step_armed::<B>(core, self.space);
                 break;
             }
         }
@@ -584,7 +617,7 @@ fn report_unseen(core: &Core, hypervisor: &Hypervisor, fault: &Fault) {
 /// Takes a page that is only written out of the step and makes it data: the write
 /// needs no private path then, and the next fetch from it is looked at. `false`
 /// when there is none.
-fn drop_one(core: &Core, hypervisor: &Hypervisor, space: &Nested) -> bool {
+fn drop_one<B: Backend>(core: &Core, hypervisor: &Hypervisor, space: &Nested<B>) -> bool {
     let step = &core.state.step;
     let count = step.count.get();
     let Some(index) = step
@@ -625,7 +658,7 @@ fn offset_of(gpa: Gpa) -> u16 {
 }
 
 /// The page cannot be watched: all rights, and counted.
-fn exempt(core: &Core, space: &Nested, gpa: Gpa) {
+fn exempt<B: Backend>(core: &Core, space: &Nested<B>, gpa: Gpa) {
     Counters::bump(&core.counters().exempted);
     match space.exempt_whole(gpa) {
         Ok(change) if change.flush.needs_acknowledgement() => shootdown::revoke(core),
@@ -638,7 +671,7 @@ fn exempt(core: &Core, space: &Nested, gpa: Gpa) {
 
 /// Builds the private path for the pages of the step and switches to it. `only`
 /// is the page's slot when there is but one.
-fn build_path(core: &Core, space: &Nested, only: Option<&Slot<'_>>) -> bool {
+fn build_path<B: Backend>(core: &Core, space: &Nested<B>, only: Option<&Slot<'_, B>>) -> bool {
     let step = &core.state.step;
     let none = (Gpa::new(0), Access::empty());
     let mut pages = [none; MAX_PAGES];
@@ -662,11 +695,7 @@ fn build_path(core: &Core, space: &Nested, only: Option<&Slot<'_>>) -> bool {
     };
     match aimed.map_or_else(|| core.path().build(space, pages), Ok) {
         Ok(root) => {
-            let eptp = vcpu::eptp(root);
-            // SAFETY: root mode; INVEPT exists. The path's tables had other content
-            // at its last use.
-            unsafe { crate::instr::invept_single(eptp) };
-            vcpu::set_eptp(eptp);
+            B::use_path(core, root);
             step.stale.set(false);
             true
         }
@@ -675,58 +704,58 @@ fn build_path(core: &Core, space: &Nested, only: Option<&Slot<'_>>) -> bool {
 }
 
 /// The pages of the step do not fit the private path: they are no longer watched.
-fn give_up_step(core: &Core, space: &Nested) {
+fn give_up_step<B: Backend>(core: &Core, space: &Nested<B>) {
     let step = &core.state.step;
     for page in step.pages.iter().take(step.count.get()) {
         if let Some(StepPage { gpa, .. }) = page.take() {
-            exempt(core, space, gpa);
+            exempt::<B>(core, space, gpa);
         }
     }
     step.count.set(0);
     core.state.stepping.store(false, Ordering::Release);
-    vcpu::set_eptp(core.hypervisor().eptp);
+    B::use_shared(core);
 }
 
-fn give_up_step_armed(core: &Core, hypervisor: &Hypervisor, space: &Nested) {
-    vcpu::disarm_step(hypervisor.controls.mtf, &core.state.step);
-    give_up_step(core, space);
+fn give_up_step_armed<B: Backend>(core: &Core, space: &Nested<B>) {
+    B::disarm_step(core);
+    give_up_step::<B>(core, space);
 }
 
 /// The stepped instruction has retired (or was overtaken by an event): compares,
 /// reports, and makes the pages executable again.
-pub fn end_step(core: &Core) {
+pub fn end_step<B: Backend>(core: &Core) {
     let hypervisor = core.hypervisor();
-    let Some(space) = hypervisor.nested() else {
+    let Some(space) = B::nested(hypervisor) else {
         return;
     };
     let held = hypervisor.transition.acquire(|| shootdown::serve(core));
     if core.state.step.count.get() > 0 {
         Counters::bump(&core.counters().steps);
-        drop_step(core, space);
+        drop_step::<B>(core, space);
     }
     drop(held);
 }
 
 /// The private path is out of date: ends the step; the instruction starts it
 /// again if it has not retired.
-pub fn cancel_step(core: &Core) {
+pub fn cancel_step<B: Backend>(core: &Core) {
     let hypervisor = core.hypervisor();
-    let Some(space) = hypervisor.nested() else {
+    let Some(space) = B::nested(hypervisor) else {
         return;
     };
     let held = hypervisor.transition.acquire(|| shootdown::serve(core));
     if core.state.step.count.get() > 0 {
         Counters::bump(&core.counters().steps_cancelled);
-        drop_step(core, space);
+        drop_step::<B>(core, space);
     }
     drop(held);
 }
 
-fn drop_step(core: &Core, space: &Nested) {
+fn drop_step<B: Backend>(core: &Core, space: &Nested<B>) {
     let hypervisor = core.hypervisor();
     let step = &core.state.step;
-    vcpu::disarm_step(hypervisor.controls.mtf, step);
-    vcpu::set_eptp(hypervisor.eptp);
+    B::disarm_step(core);
+    B::use_shared(core);
     core.state.stepping.store(false, Ordering::Release);
     let count = step.count.replace(0);
     for (slot, before) in step.pages.iter().zip(&core.before).take(count) {

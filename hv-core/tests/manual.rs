@@ -4,7 +4,8 @@
 
 use hv_core::error::StartError;
 use hv_core::event::{Event, Facts, Interrupted, plan};
-use hv_core::vmx::caps::{self, Controls, GuestFeatures, Pretend, Raw, controls};
+use hv_core::probe::Pretend;
+use hv_core::vmx::caps::{self, Controls, GuestFeatures, Raw, controls};
 
 #[test]
 fn exceptions_are_encoded_as_the_manual_says() {
@@ -221,7 +222,11 @@ fn what_can_be_absent_is_told() {
         assert!(!tell(&chosen(&raw, features())));
     }
     for (no_mtf, no_mbec) in [(true, false), (false, true)] {
-        let pretend = Pretend { no_mtf, no_mbec };
+        let pretend = Pretend {
+            no_mtf,
+            no_mbec,
+            ..Pretend::default()
+        };
         let c = controls(&able(), features(), pretend).unwrap();
         assert_eq!((c.mtf, c.mbec), (!no_mtf, !no_mbec));
     }

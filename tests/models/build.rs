@@ -19,8 +19,9 @@ const GENUINE: [(&str, &str); 2] = [
 ];
 
 /// The model's own modules, which a variant has copies of.
-const MODEL: [&str; 9] = [
+const MODEL: [&str; 10] = [
     "apic",
+    "backend",
     "counters",
     "exits",
     "guest",

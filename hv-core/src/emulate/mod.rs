@@ -5,6 +5,7 @@
 
 pub mod cpuid;
 pub mod cr;
+pub mod length;
 pub mod msr;
 pub mod store;
 pub mod xsetbv;

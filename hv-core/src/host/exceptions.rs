@@ -16,10 +16,10 @@
 
 use core::sync::atomic::Ordering;
 
+use crate::backend::Vendor;
 use crate::counters::Counters;
 use crate::percpu::{Core, CrashRecord};
-use crate::vmx::vcpu;
-use crate::{instr, shootdown};
+use crate::{instr, shootdown, svm, vmx};
 
 /// Stack frame of an exception, as the stubs complete it.
 #[repr(C)]
@@ -45,11 +45,15 @@ extern "win64" fn hvdetect_root_nmi(in_resume_window: u64) {
         shootdown::answer_in_root(core);
         return;
     }
+    if state.nmi_window.swap(false, Ordering::AcqRel) {
+        return;
+    }
     state.guest_nmis.fetch_add(1, Ordering::AcqRel);
     state.look_again.store(1, Ordering::Release);
     if in_resume_window != 0 {
+        // Only Intel's stub has this window.
         // SAFETY: no VMCS access is under way in the resume window.
-        unsafe { vcpu::open_nmi_window() };
+        unsafe { vmx::vcpu::open_nmi_window() };
     }
 }
 
@@ -88,9 +92,12 @@ extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
         frame.error_code,
         frame.rsp
     );
-    // SAFETY: root mode with a current VMCS; nothing of the interrupted code is
-    // gone back to.
-    unsafe { vcpu::give_up(core) }
+    match core.hypervisor().features.vendor {
+        // SAFETY: root mode; nothing of the interrupted code is gone back to.
+        Vendor::Intel => unsafe { vmx::vcpu::give_up(core) },
+        // SAFETY: as above.
+        Vendor::Amd => unsafe { svm::vcpu::give_up(core) },
+    }
 }
 
 /// IA32_MCG_STATUS.RIPV.

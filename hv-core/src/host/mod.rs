@@ -5,4 +5,5 @@
 pub mod descriptors;
 pub mod exceptions;
 pub mod paging;
+pub mod stubs;
 pub mod window;

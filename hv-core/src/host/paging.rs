@@ -129,6 +129,19 @@ fn index(va: u64, shift: u32) -> usize {
     ((va >> shift) & 511) as usize
 }
 
+/// The flags of a present, accessed page in these tables, by rights.
+#[must_use]
+pub const fn page_flags(writable: bool, executable: bool) -> u64 {
+    let mut flags = PRESENT;
+    if writable {
+        flags |= WRITABLE;
+    }
+    if !executable {
+        flags |= NO_EXECUTE;
+    }
+    flags
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! appendix A, "VMX Capability Reporting Facility".
 
 use crate::error::StartError;
+use crate::probe::Pretend;
 
 /// The raw capability MSRs and CPUID answers of one core.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,15 +34,6 @@ pub struct Raw {
     pub cr4_fixed1: u64,
     /// IA32_VMX_MISC (0x485).
     pub misc: u64,
-}
-
-/// What the caller wants to be treated as absent, to reach the fallbacks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pretend {
-    /// As if there were no monitor trap flag.
-    pub no_mtf: bool,
-    /// As if there were no mode-based execute control.
-    pub no_mbec: bool,
 }
 
 /// CPUID features whose instructions need a secondary control to work in the
@@ -344,6 +336,7 @@ mod tests {
         let pretend = Pretend {
             no_mtf: true,
             no_mbec: true,
+            ..Pretend::default()
         };
         let c = controls(&tigerlake(), all(), pretend).unwrap();
         assert!(!c.mbec && !c.mtf);

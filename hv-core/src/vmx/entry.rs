@@ -29,31 +29,10 @@
 use core::arch::global_asm;
 use core::cell::Cell;
 
+use crate::registers::GuestRegisters;
+
 /// Bytes between the stack's top and HOST_RSP.
 pub const RESERVED_BYTES: usize = 48;
-
-/// General registers of the guest, as the exit stub saves them; RSP is in the
-/// VMCS.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(missing_docs, reason = "the registers' names say it")]
-pub struct GuestRegisters {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rbp: u64,
-    pub rbx: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rax: u64,
-}
 
 /// What the leave stub restores, in the order in which it reads it.
 #[repr(C)]
@@ -81,20 +60,11 @@ pub struct LeaveFrame {
     pub ss: Cell<u64>,
     /// An NMI arrived after VMXOFF, while neither IDT could take it.
     pub nmi: Cell<u64>,
+    /// EFER, which AMD's stub restores.
+    pub efer: Cell<u64>,
 }
 
-const _: () = assert!(size_of::<GuestRegisters>() == 120);
-const _: () = assert!(size_of::<LeaveFrame>() == 176);
-
-/// What the slow handler tells the stub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Outcome {
-    /// Enter the guest again.
-    Resume = 0,
-    /// VMX operation is over; restore the guest's state.
-    Leave = 1,
-}
+const _: () = assert!(size_of::<LeaveFrame>() == 184);
 
 global_asm!(
     // ---- launch: rax = 0 as the new guest, 1 VMfailInvalid, 2 VMfailValid, 3 the
@@ -296,125 +266,16 @@ global_asm!(
     "hvdetect_vmx_enter_after_fault:",
     "    mov rsp, rcx",
     "    jmp 3b",
-    // ---- exceptions in root mode: 32 stubs of 16 bytes
-    ".globl hvdetect_exception_stubs",
+    ".globl hvdetect_vmx_exit_address",
     ".balign 16",
-    "hvdetect_exception_stubs:",
-    ".set hvdetect_vector, 0",
-    ".rept 32",
-    ".balign 16",
-    ".if (hvdetect_vector == 8) || (hvdetect_vector >= 10 && hvdetect_vector <= 14) || (hvdetect_vector == 17) || (hvdetect_vector == 21) || (hvdetect_vector == 29) || (hvdetect_vector == 30)",
-    "    nop",
-    "    nop",
-    ".else",
-    "    push 0",
-    ".endif",
-    "    push hvdetect_vector",
-    "    jmp hvdetect_exception_common",
-    ".set hvdetect_vector, hvdetect_vector + 1",
-    ".endr",
-    ".balign 16",
-    "hvdetect_exception_common:", // vector, error code, RIP, CS, RFLAGS, RSP, SS
-    "    push rax",
-    "    push rcx",
-    "    push rdx",
-    "    push r8",
-    "    push r9",
-    "    push r10",
-    "    push r11",
-    "    lea rcx, [rsp + 0x38]",
-    "    push rbp",
-    "    mov rbp, rsp",
-    "    and rsp, -16",
-    "    sub rsp, 0x20",
-    "    call hvdetect_root_exception",
-    "    mov rsp, rbp",
-    "    pop rbp",
-    "    pop r11",
-    "    pop r10",
-    "    pop r9",
-    "    pop r8",
-    "    pop rdx",
-    "    pop rcx",
-    "    pop rax",
-    "    add rsp, 16",
-    "    iretq",
-    // ---- NMI in root mode, on its own stack
-    ".globl hvdetect_root_nmi_stub",
-    ".balign 16",
-    "hvdetect_root_nmi_stub:",
-    "    push rax",
-    "    push rcx",
-    "    push rdx",
-    "    push r8",
-    "    push r9",
-    "    push r10",
-    "    push r11",
-    "    mov rcx, [rsp + 0x38]", // interrupted RIP
-    "    push rbp",
-    "    mov rbp, rsp",
-    "    and rsp, -16",
-    "    sub rsp, 0x80",
-    "    movups [rsp + 0x20], xmm0",
-    "    movups [rsp + 0x30], xmm1",
-    "    movups [rsp + 0x40], xmm2",
-    "    movups [rsp + 0x50], xmm3",
-    "    movups [rsp + 0x60], xmm4",
-    "    movups [rsp + 0x70], xmm5",
-    "    xor edx, edx",
-    "    lea rax, [rip + hvdetect_resume_window]",
-    "    cmp rcx, rax",
-    "    jb 4f",
-    "    lea rax, [rip + hvdetect_resume_window_end]",
-    "    cmp rcx, rax",
-    "    jae 4f",
-    "    inc edx",
-    "    jmp 2f",
-    "4:",
-    "    lea rax, [rip + hvdetect_leave_window]",
-    "    cmp rcx, rax",
-    "    jb 2f",
-    "    lea rax, [rip + hvdetect_leave_window_end]",
-    "    cmp rcx, rax",
-    "    jae 2f",
-    "    mov dword ptr [r8 + 0xA8], 1", // R8 is the stub's LeaveFrame; GS may be the guest's
-    "    jmp 3f",
-    "2:  mov rcx, rdx",
-    "    call hvdetect_root_nmi",
-    "3:",
-    "    movups xmm0, [rsp + 0x20]",
-    "    movups xmm1, [rsp + 0x30]",
-    "    movups xmm2, [rsp + 0x40]",
-    "    movups xmm3, [rsp + 0x50]",
-    "    movups xmm4, [rsp + 0x60]",
-    "    movups xmm5, [rsp + 0x70]",
-    "    mov rsp, rbp",
-    "    pop rbp",
-    "    pop r11",
-    "    pop r10",
-    "    pop r9",
-    "    pop r8",
-    "    pop rdx",
-    "    pop rcx",
-    "    pop rax",
-    "    iretq",
-    // ---- addresses of the stubs, position-independent
-    ".globl hvdetect_stub_address",
-    ".balign 16",
-    "hvdetect_stub_address:", // ecx: 0 exit, 1 NMI, 2 first exception stub
+    "hvdetect_vmx_exit_address:",
     "    lea rax, [rip + hvdetect_vmx_exit]",
-    "    test ecx, ecx",
-    "    jz 2f",
-    "    lea rax, [rip + hvdetect_root_nmi_stub]",
-    "    dec ecx",
-    "    jz 2f",
-    "    lea rax, [rip + hvdetect_exception_stubs]",
-    "2:  ret",
+    "    ret",
 );
 
 unsafe extern "win64" {
     fn hvdetect_vmx_launch() -> u32;
-    fn hvdetect_stub_address(which: u32) -> u64;
+    fn hvdetect_vmx_exit_address() -> u64;
     fn hvdetect_vmx_enter_after_fault(registers: *const GuestRegisters) -> !;
 }
 
@@ -451,21 +312,7 @@ pub unsafe fn launch() -> Result<(), LaunchFailure> {
 #[must_use]
 pub fn exit_address() -> u64 {
     // SAFETY: computes an address.
-    unsafe { hvdetect_stub_address(0) }
-}
-
-/// Address of the handler of NMIs in root mode.
-#[must_use]
-pub fn nmi_address() -> u64 {
-    // SAFETY: computes an address.
-    unsafe { hvdetect_stub_address(1) }
-}
-
-/// Address of the handler of an exception (0 to 31) in root mode.
-#[must_use]
-pub fn exception_address(vector: u8) -> u64 {
-    // SAFETY: computes an address.
-    unsafe { hvdetect_stub_address(2) + u64::from(vector & 31) * 16 }
+    unsafe { hvdetect_vmx_exit_address() }
 }
 
 /// Gives up what root mode was doing and enters the guest.

@@ -11,21 +11,20 @@ use core::sync::atomic::Ordering;
 use ept::addr::{Gpa, Gva};
 use x86::msr;
 
-use super::entry::{GuestRegisters, Outcome};
+use super::Vmx;
 use super::fields::{control, guest, ro};
 use super::vcpu::{self, read, write};
 use super::{caps, leave};
+use crate::backend::Backend;
 use crate::counters::Counters;
 use crate::emulate::{cpuid, cr, msr as msrs, xsetbv};
 use crate::event::{self, Event, Facts, Interrupted};
+use crate::exit::{self, Next};
 use crate::host::exceptions;
-use crate::hypercall;
-use crate::memory::GuestMemory;
-use crate::monitor::{Crossing, Fault};
 use crate::percpu::{Core, CrashRecord};
+use crate::registers::{GuestRegisters, Outcome};
 use crate::seeded::{self, Planted};
 use crate::violation::{self, Violation};
-use crate::walk::Paging;
 use crate::{instr, shootdown};
 
 /// Basic exit reasons.
@@ -65,19 +64,6 @@ pub mod reason {
 }
 
 const ENTRY_FAILED: u64 = 1 << 31;
-
-/// How an exit goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// The guest goes on where it is.
-    Resume,
-    /// The instruction has been carried out.
-    Advance,
-    /// The guest takes an exception at the instruction.
-    Raise(Event),
-    /// VMX operation is to end on this core.
-    Leave,
-}
 
 /// Answers an exit (`only_look` = 0), or looks once more for NMIs and requests
 /// before the entry (1).
@@ -131,11 +117,12 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
     match dispatch(core, registers, basic) {
         Next::Resume => finish(core, None, false),
         Next::Advance => {
-            vcpu::advance();
+            vcpu::advance(core);
             finish(core, None, false);
         }
         Next::Raise(event) => finish(core, Some(event), false),
         Next::Leave => {
+            vcpu::advance(core);
             leave::prepare(core);
             return Outcome::Leave;
         }
@@ -190,14 +177,16 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             unsafe { instr::wbinvd() };
             Next::Advance
         }
-        reason::VMCALL => vmcall(core, registers),
-        19..=27 | reason::INVEPT | reason::INVVPID => virtualization(core, registers, basic),
+        reason::VMCALL => exit::call::<Vmx>(core, registers),
+        19..=27 | reason::INVEPT | reason::INVVPID => {
+            exit::virtualization::<Vmx>(core, registers, basic)
+        }
         reason::GETSEC | reason::VMFUNC => Next::Raise(Event::UNDEFINED),
         reason::CR_ACCESS => control_register(core, registers),
         reason::RDMSR => rdmsr(registers),
         reason::WRMSR => wrmsr(core, registers),
         reason::MONITOR_TRAP => {
-            violation::end_step(core);
+            violation::end_step::<Vmx>(core);
             Next::Resume
         }
         reason::EPT_VIOLATION => {
@@ -213,7 +202,7 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             unsafe { instr::wbinvd() };
             Next::Advance
         }
-        reason::XSETBV => set_extended_control(registers),
+        reason::XSETBV => set_extended_control(core, registers),
         // A task switch cannot be had from 64-bit mode; from the 32-bit code of a
         // starting core it is what the processor would fault on as well.
         reason::TASK_SWITCH => Next::Raise(Event::GENERAL_PROTECTION),
@@ -224,29 +213,6 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             Next::Resume
         }
     }
-}
-
-/// An instruction of VMX: the guest has none, so it is undefined; and told.
-fn virtualization(core: &Core, registers: &GuestRegisters, basic: u16) -> Next {
-    if seeded::is(Planted::SkipVmxInstructions) {
-        return Next::Advance;
-    }
-    let fault = fault(core, registers, Gpa::new(0), None);
-    if let Some(monitor) = core.hypervisor().monitor {
-        let mut memory = GuestMemory::new(core, fault.paging, fault.cr3);
-        let held = core
-            .hypervisor()
-            .transition
-            .acquire(|| shootdown::serve(core));
-        monitor.on_virtualization(&fault, basic, &mut memory);
-        drop(held);
-    }
-    Next::Raise(Event::UNDEFINED)
-}
-
-fn guest_cr4() -> u64 {
-    const VMXE: u64 = 1 << 13;
-    read(guest::CR4) & !VMXE
 }
 
 const DEBUG_EXCEPTION: u64 = 3 << 8 | 1;
@@ -263,7 +229,7 @@ fn identify(registers: &mut GuestRegisters) -> Next {
     let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf);
     registers.rax = answer.eax.into();
     registers.rbx = answer.ebx.into();
-    let ecx = cpuid::guest_ecx(leaf, subleaf, answer.ecx, guest_cr4());
+    let ecx = cpuid::guest_ecx(leaf, subleaf, answer.ecx, vcpu::cr4());
     registers.rcx = match leaf {
         1 if seeded::is(Planted::ShowVmx) => ecx | 1 << 5,
         1 if seeded::is(Planted::FrozenOsxsave) => answer.ecx,
@@ -285,7 +251,7 @@ fn exception_or_nmi(core: &Core) -> Next {
         }
         return Next::Resume;
     }
-    if core.state.step.count.get() == 0 || core.hypervisor().controls.mtf {
+    if core.state.step.count.get() == 0 || core.hypervisor().features.mtf {
         // No exception is intercepted but in a step by the trap flag.
         Counters::bump(&core.counters().unknown);
         return Next::Resume;
@@ -297,7 +263,7 @@ fn exception_or_nmi(core: &Core) -> Next {
     // guest's, with its own flags.
     let qualification = read(ro::EXIT_QUALIFICATION);
     let error_code = read(ro::VMEXIT_INTERRUPTION_ERR_CODE);
-    violation::cancel_step(core);
+    violation::cancel_step::<Vmx>(core);
     if info & 0x7FF == PAGE_FAULT {
         // SAFETY: the exit has kept the faulting address out of CR2; root mode has
         // none of its own.
@@ -316,9 +282,10 @@ fn stepped_by_trap_flag(core: &Core) -> Next {
         pending &= !SINGLE_STEP;
     }
     if let Some(page) = step.pages.first().and_then(core::cell::Cell::get) {
-        mend_pushed_flags(core, &page.fault, before);
+        let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
+        exit::mend_pushed_flags::<Vmx>(core, &page.fault, before, borrowed);
     }
-    violation::end_step(core);
+    violation::end_step::<Vmx>(core);
     if pending == 0 {
         return Next::Resume;
     }
@@ -329,34 +296,6 @@ fn stepped_by_trap_flag(core: &Core) -> Next {
     // SAFETY: as above.
     unsafe { instr::set_dr6(dr6 & !0xF | pending) };
     Next::Raise(Event::DEBUG)
-}
-
-/// PUSHF under the trap flag has pushed the borrowed flags: puts the guest's own
-/// in their place.
-fn mend_pushed_flags(core: &Core, fault: &Fault, before: u64) {
-    const PUSHF: u8 = 0x9C;
-    let memory = GuestMemory::new(core, fault.paging, fault.cr3);
-    let mut bytes = [0; 15];
-    let Some(here) = memory.translate_code(fault.rip) else {
-        return;
-    };
-    let count = memory.code(fault.rip, &here, &mut bytes);
-    let opcode = bytes
-        .get(..count)
-        .unwrap_or(&[])
-        .iter()
-        .find(|byte| **byte != 0x66 && **byte & 0xF0 != 0x40);
-    if opcode != Some(&PUSHF) {
-        return;
-    }
-    // TF and IF lie in the second byte, which may lie in the next page.
-    let second = Gva::new(read(guest::RSP).wrapping_add(1));
-    let second = memory.translate(second);
-    if let Some(second) = second.and_then(|found| memory.operand(found.gpa, 1)) {
-        let borrowed = vcpu::RFLAGS_TF | vcpu::RFLAGS_IF;
-        let flags = second.load() << 8 & !borrowed | before & borrowed;
-        second.store(flags >> 8);
-    }
 }
 
 fn triple_fault(core: &Core) -> Next {
@@ -385,13 +324,13 @@ fn init(core: &Core, registers: &mut GuestRegisters) -> Next {
         return Next::Resume;
     }
     // An instruction that was being stepped over will not be finished.
-    violation::cancel_step(core);
+    violation::cancel_step::<Vmx>(core);
     shootdown::sleep(core);
     *registers = GuestRegisters {
         rdx: u64::from(core::arch::x86_64::__cpuid(1).eax),
         ..GuestRegisters::default()
     };
-    let fixed = core.hypervisor().cr0_fixed;
+    let fixed = core.hypervisor().vmx.cr0_fixed;
     let cr0 = guest_cr0() & (1 << 30 | 1 << 29) | 1 << 4;
     write(guest::CR0, cr0 | fixed);
     write(control::CR0_READ_SHADOW, cr0);
@@ -447,79 +386,23 @@ fn sipi(core: &Core) -> Next {
     Next::Resume
 }
 
-fn vmcall(core: &Core, registers: &mut GuestRegisters) -> Next {
-    let hypervisor = core.hypervisor();
-    let rip = read(guest::RIP);
-    let secret = [registers.rax, registers.rdx];
-    if vcpu::cpl() != 0
-        || !vcpu::long_mode()
-        || (!seeded::is(Planted::OpenHypercalls)
-            && (secret != hypervisor.secret
-                || !(hypervisor.image.0..hypervisor.image.1).contains(&rip)))
-    {
-        return Next::Raise(Event::UNDEFINED);
-    }
-    let request = hypercall::Request {
-        operation: registers.rcx,
-        first: registers.r8,
-        second: registers.r9,
-    };
-    let memory = GuestMemory::new(core, paging(), read(guest::CR3));
-    match hypercall::answer(core, &request, &memory) {
-        hypercall::Answer::Value(value) => {
-            registers.rax = value;
-            Next::Advance
-        }
-        hypercall::Answer::Leave => {
-            if core.state.guest_nmis.load(Ordering::Acquire) > 0 {
-                // Passed on first; the guest comes back to this instruction.
-                return Next::Resume;
-            }
-            registers.rax = 0;
-            vcpu::advance();
-            Next::Leave
-        }
-    }
-}
-
-fn general(registers: &GuestRegisters, number: u8) -> u64 {
-    match number & 15 {
-        0 => registers.rax,
-        1 => registers.rcx,
-        2 => registers.rdx,
-        3 => registers.rbx,
-        4 => read(guest::RSP),
-        5 => registers.rbp,
-        6 => registers.rsi,
-        7 => registers.rdi,
-        8 => registers.r8,
-        9 => registers.r9,
-        10 => registers.r10,
-        11 => registers.r11,
-        12 => registers.r12,
-        13 => registers.r13,
-        14 => registers.r14,
-        _ => registers.r15,
-    }
-}
-
 fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
     let facts = cr::Facts {
         cr0: guest_cr0(),
-        cr4: guest_cr4(),
+        cr4: vcpu::cr4(),
         efer: read(guest::IA32_EFER_FULL),
-        cs_long: vcpu::long_mode(),
+        cs_long: Vmx::long_mode(core),
     };
     let value = match cr::decode(read(ro::EXIT_QUALIFICATION)) {
         cr::Access::Write {
             register: 0,
             source,
-        } => general(registers, source),
+        } => registers.general(source, read(guest::RSP)),
         cr::Access::Write {
             register: 4,
             source,
         } => {
-            let value = general(registers, source);
+            let value = registers.general(source, read(guest::RSP));
             if !cr::permits_cr4(value) && !seeded::is(Planted::AllowVmxe) {
                 return Next::Raise(Event::GENERAL_PROTECTION);
             }
@@ -542,7 +425,7 @@ fn control_register(core: &Core, registers: &mut GuestRegisters) -> Next {
     let Some(new) = cr::write_cr0(&facts, value) else {
         return Next::Raise(Event::GENERAL_PROTECTION);
     };
-    write(guest::CR0, new.cr0 | core.hypervisor().cr0_fixed);
+    write(guest::CR0, new.cr0 | core.hypervisor().vmx.cr0_fixed);
     write(control::CR0_READ_SHADOW, new.cr0);
     if (new.cr0 ^ facts.cr0) & cr::CACHE_BITS != 0 {
         // An entry does not load these: they are root mode's as well (Intel SDM
@@ -577,39 +460,15 @@ fn rdmsr(registers: &mut GuestRegisters) -> Next {
     let feature_control = unsafe { instr::rdmsr(msrs::FEATURE_CONTROL) };
     let value = match msrs::judge_read(index, feature_control) {
         msrs::Answer::Value(_) if seeded::is(Planted::ShowFeatureControl) => Some(feature_control),
-        msrs::Answer::Value(value) => Some(value),
-        msrs::Answer::GeneralProtection => None,
-        // SAFETY: root mode with the host's IDT; reads have no other effect than
-        // on the bare processor.
-        msrs::Answer::Execute | msrs::Answer::ExecuteMemoryType => unsafe {
-            instr::try_rdmsr(index)
-        },
+        answer => exit::execute_rdmsr(index, &answer),
     };
-    match value {
-        Some(value) => {
-            registers.rax = value & 0xFFFF_FFFF;
-            registers.rdx = value >> 32;
-            Next::Advance
-        }
-        None if seeded::is(Planted::SwallowGp) => {
-            registers.rax = 0;
-            registers.rdx = 0;
-            Next::Advance
-        }
-        None if seeded::is(Planted::NeverAdvance) => Next::Resume,
-        None => {
-            if seeded::is(Planted::ClobberOnGp) {
-                registers.rax = 0;
-            }
-            Next::Raise(Event::GENERAL_PROTECTION)
-        }
-    }
+    exit::finish_rdmsr(registers, value)
 }
 
 fn wrmsr(core: &Core, registers: &mut GuestRegisters) -> Next {
     #[expect(clippy::cast_possible_truncation, reason = "ECX")]
     let index = registers.rcx as u32;
-    let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
+    let value = registers.pair();
     let hypervisor = core.hypervisor();
     match msrs::judge_write(index, hypervisor.variable_ranges) {
         msrs::Answer::GeneralProtection | msrs::Answer::Value(_) => {
@@ -635,7 +494,7 @@ fn wrmsr(core: &Core, registers: &mut GuestRegisters) -> Next {
 /// The guest has changed a memory-type range register: the nested tables follow.
 fn retype(core: &Core, index: u32, value: u64) {
     let hypervisor = core.hypervisor();
-    let Some(space) = hypervisor.nested() else {
+    let Some(space) = Vmx::nested(hypervisor) else {
         return;
     };
     let held = hypervisor.transition.acquire(|| shootdown::serve(core));
@@ -653,15 +512,15 @@ fn retype(core: &Core, index: u32, value: u64) {
     drop(held);
 }
 
-fn set_extended_control(registers: &GuestRegisters) -> Next {
+fn set_extended_control(core: &Core, registers: &GuestRegisters) -> Next {
     #[expect(clippy::cast_possible_truncation, reason = "ECX")]
     let index = registers.rcx as u32;
-    match xsetbv::judge(guest_cr4(), vcpu::cpl(), index) {
+    match xsetbv::judge(vcpu::cr4(), Vmx::cpl(core), index) {
         xsetbv::Answer::Undefined => Next::Raise(Event::UNDEFINED),
         xsetbv::Answer::GeneralProtection => Next::Raise(Event::GENERAL_PROTECTION),
         xsetbv::Answer::Execute if seeded::is(Planted::SkipXsetbv) => Next::Advance,
         xsetbv::Answer::Execute => {
-            let value = registers.rax & 0xFFFF_FFFF | registers.rdx << 32;
+            let value = registers.pair();
             // Root mode's CR4.OSXSAVE follows the guest's at launch; it may have
             // been set since.
             // SAFETY: reads a register at CPL 0.
@@ -678,57 +537,6 @@ fn set_extended_control(registers: &GuestRegisters) -> Next {
                 Next::Raise(Event::GENERAL_PROTECTION)
             }
         }
-    }
-}
-
-/// The core's state at a fault.
-fn fault(core: &Core, registers: &GuestRegisters, gpa: Gpa, gla: Option<Gva>) -> Fault {
-    let rsp = read(guest::RSP);
-    Fault {
-        crossing: Crossing::Fetch,
-        gpa,
-        gla,
-        rip: Gva::new(read(guest::RIP).wrapping_add(code_base())),
-        rsp: Gva::new(rsp),
-        rflags: read(guest::RFLAGS),
-        cr3: read(guest::CR3),
-        paging: paging(),
-        cr4: guest_cr4(),
-        cpl: vcpu::cpl(),
-        long_mode: read(guest::IA32_EFER_FULL) & 1 << 10 != 0,
-        own_page: false,
-        tsc: instr::rdtsc(),
-        core: core.state.index.get(),
-        gprs: [
-            registers.rax,
-            registers.rcx,
-            registers.rdx,
-            registers.rbx,
-            rsp,
-            registers.rbp,
-            registers.rsi,
-            registers.rdi,
-            registers.r8,
-            registers.r9,
-            registers.r10,
-            registers.r11,
-            registers.r12,
-            registers.r13,
-            registers.r14,
-            registers.r15,
-        ],
-    }
-}
-
-fn paging() -> Paging {
-    Paging::of(read(guest::CR0), guest_cr4(), read(guest::IA32_EFER_FULL))
-}
-
-fn code_base() -> u64 {
-    if vcpu::long_mode() {
-        0
-    } else {
-        read(guest::CS_BASE)
     }
 }
 
@@ -752,17 +560,17 @@ pub const fn decode_violation(qualification: u64, gpa: u64, gla: u64) -> Violati
 
 fn ept_violation(core: &Core, registers: &GuestRegisters) {
     let violation = Violation {
-        delivering: vcpu::delivering(),
-        cpl: vcpu::cpl(),
-        rip: Gva::new(read(guest::RIP).wrapping_add(code_base())),
+        delivering: Vmx::delivering(core),
+        cpl: Vmx::cpl(core),
+        rip: Gva::new(read(guest::RIP).wrapping_add(vcpu::code_base(core))),
         ..decode_violation(
             read(ro::EXIT_QUALIFICATION),
             read(ro::GUEST_PHYSICAL_ADDR_FULL),
             read(ro::GUEST_LINEAR_ADDR),
         )
     };
-    violation::answer(core, &violation, || {
-        fault(core, registers, violation.gpa, violation.gla)
+    violation::answer::<Vmx>(core, &violation, || {
+        exit::fault::<Vmx>(core, registers, violation.gpa, violation.gla)
     });
 }
 
@@ -771,7 +579,7 @@ fn misconfiguration(core: &Core) {
     Counters::bump(&core.counters().misconfigured);
     let gpa = Gpa::new(read(ro::GUEST_PHYSICAL_ADDR_FULL));
     crate::trace!("misconfiguration", gpa.as_u64());
-    if let Some(space) = hypervisor.nested() {
+    if let Some(space) = Vmx::nested(hypervisor) {
         let held = hypervisor.transition.acquire(|| shootdown::serve(core));
         if space.exempt_whole(gpa).is_ok() {
             shootdown::revoke(core);
@@ -791,7 +599,7 @@ fn finish(core: &Core, mut raised: Option<Event>, only_look: bool) {
         let behind = state.acknowledged.load(Ordering::Relaxed)
             < core.hypervisor().generation.load(Ordering::Acquire);
         if behind || state.step.stale.get() {
-            violation::cancel_step(core);
+            violation::cancel_step::<Vmx>(core);
         }
     } else {
         shootdown::serve(core);

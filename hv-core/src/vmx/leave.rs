@@ -90,7 +90,7 @@ pub fn prepare(core: &Core) {
         (msr::IA32_SYSENTER_ESP, read(guest::IA32_SYSENTER_ESP)),
         (msr::IA32_SYSENTER_EIP, read(guest::IA32_SYSENTER_EIP)),
     ];
-    let cet = hypervisor.controls.cet.then(|| {
+    let cet = hypervisor.vmx.controls.cet.then(|| {
         (
             read(super::fields::GUEST_S_CET),
             read(super::fields::GUEST_ISST),
@@ -98,7 +98,7 @@ pub fn prepare(core: &Core) {
     });
 
     // SAFETY: the core's own VMCS; nothing of it is read after this.
-    let _ = unsafe { instr::vmclear(core.state.vmcs_pa.get()) };
+    let _ = unsafe { instr::vmclear(core.state.regions_pa[super::VMCS].get()) };
     // SAFETY: root mode; the guest's state has been read.
     let _ = unsafe { instr::vmxoff() };
 

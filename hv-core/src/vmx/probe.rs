@@ -1,38 +1,16 @@
-//! What a core offers, read in guest context before anything is changed.
+//! What a core with VMX offers, read in guest context before anything is changed.
 
-use ept::memtype::{FIXED_REGISTERS, MSR_DEF_TYPE, MSR_FIXED, MSR_PHYS_BASE0};
-use x86::msr;
-
-use super::caps::{self, Controls, GuestFeatures, Pretend, Raw};
+use super::Shared;
+use super::caps::{self, GuestFeatures, Raw};
+use crate::backend::{Features, Vendor};
 use crate::emulate::msr::FEATURE_CONTROL;
 use crate::error::StartError;
-use crate::instr;
-
-/// What one core told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Probe {
-    /// The controls to run with.
-    pub controls: Controls,
-    /// IA32_FEATURE_CONTROL.
-    pub feature_control: u64,
-    /// Bits that VMX operation wants set in CR0, but for PE and PG.
-    pub cr0_fixed: u64,
-    /// Width of a physical address.
-    pub phys_bits: u8,
-    /// A page whose size changes must be out of every translation cache first.
-    pub large_page_erratum: bool,
-}
+use crate::probe::{self, Pretend, Probe};
+use crate::{instr, svm};
 
 const PE_AND_PG: u64 = 1 << 31 | 1;
 const LOCK: u64 = 1;
 const VMX_OUTSIDE_SMX: u64 = 1 << 2;
-
-/// Whether the vendor string is Intel's.
-#[must_use]
-pub fn is_intel() -> bool {
-    let leaf = core::arch::x86_64::__cpuid(0);
-    (leaf.ebx, leaf.edx, leaf.ecx) == (0x756E_6547, 0x4965_6E69, 0x6C65_746E)
-}
 
 /// Reads what the running core offers.
 ///
@@ -42,14 +20,7 @@ pub fn is_intel() -> bool {
 /// # Safety
 /// CPL 0.
 pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
-    let leaf1 = core::arch::x86_64::__cpuid(1);
-    if leaf1.ecx >> 31 & 1 != 0 {
-        return Err(StartError::HypervisorPresent);
-    }
-    if !is_intel() {
-        return Err(StartError::UnknownVendor);
-    }
-    if leaf1.ecx >> 5 & 1 == 0 {
+    if core::arch::x86_64::__cpuid(1).ecx >> 5 & 1 == 0 {
         return Err(StartError::NoVmx);
     }
     // SAFETY: the MSR exists with VMX.
@@ -78,11 +49,22 @@ pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
     let raw = unsafe { capabilities() }?;
     let controls = caps::controls(&raw, features, pretend)?;
     Ok(Probe {
-        controls,
-        feature_control,
-        cr0_fixed: raw.cr0_fixed0 & !PE_AND_PG,
-        phys_bits: phys_bits(),
+        features: Features {
+            vendor: Vendor::Intel,
+            mbec: controls.mbec,
+            mtf: controls.mtf,
+            leaf_1g: controls.ept_1g,
+        },
+        firmware: feature_control,
+        firmware_open: feature_control & LOCK == 0,
+        phys_bits: probe::phys_bits(),
         large_page_erratum: large_page_erratum(),
+        vmx: Shared {
+            controls,
+            cr0_fixed: raw.cr0_fixed0 & !PE_AND_PG,
+            eptp: 0,
+        },
+        svm: svm::Shared::default(),
     })
 }
 
@@ -163,63 +145,4 @@ fn large_page_erratum() -> bool {
     // SAFETY: CPUID says that the MSR exists.
     let capabilities = unsafe { instr::rdmsr(ARCH_CAPABILITIES) };
     capabilities >> 6 & 1 == 0
-}
-
-fn phys_bits() -> u8 {
-    if core::arch::x86_64::__cpuid(0x8000_0000).eax >= 0x8000_0008 {
-        (core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF) as u8
-    } else {
-        36
-    }
-}
-
-/// The raw memory-type range registers.
-#[derive(Debug)]
-pub struct Mtrrs {
-    /// IA32_MTRRCAP.
-    pub cap: u64,
-    /// IA32_MTRR_DEF_TYPE.
-    pub def_type: u64,
-    /// The fixed-range registers.
-    pub fixed: [u64; FIXED_REGISTERS],
-    /// The variable-range pairs.
-    pub variable: [(u64, u64); 32],
-    /// How many of them there are.
-    pub count: u32,
-}
-
-/// Reads the memory-type range registers of the running core.
-///
-/// # Safety
-/// CPL 0.
-#[inline(never)]
-#[must_use]
-pub unsafe fn mtrrs() -> Mtrrs {
-    let read = |index| {
-        // SAFETY: MTRRs exist on every processor with VMX; the variable ones as
-        // many as IA32_MTRRCAP says, the fixed ones if it says so.
-        unsafe { instr::rdmsr(index) }
-    };
-    let cap = read(msr::IA32_MTRRCAP);
-    let mut found = Mtrrs {
-        cap,
-        def_type: read(MSR_DEF_TYPE),
-        fixed: [0; FIXED_REGISTERS],
-        variable: [(0, 0); 32],
-        count: (cap & 0xFF) as u32,
-    };
-    if cap & 1 << 8 != 0 {
-        for (value, index) in found.fixed.iter_mut().zip(MSR_FIXED) {
-            *value = read(index);
-        }
-    }
-    for (pair, index) in found
-        .variable
-        .iter_mut()
-        .zip((MSR_PHYS_BASE0..).step_by(2))
-        .take((cap & 0xFF) as usize)
-    {
-        *pair = (read(index), read(index + 1));
-    }
-    found
 }

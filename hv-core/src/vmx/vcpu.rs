@@ -5,17 +5,20 @@
 //! VMPTRLD and its VMCLEAR.
 
 use ept::addr::Hpa;
+use ept::entry::EptFormat;
+use ept::space::Space;
 use x86::msr;
 
+use super::Vmx;
 use super::caps::{self, Controls};
-use super::entry::{self, GuestRegisters, RESERVED_BYTES};
+use super::entry::{self, RESERVED_BYTES};
 use super::fields::{self, control, guest, host, ro};
+use crate::backend::{Backend, GuestState, Nested};
 use crate::emulate::cr;
-use crate::host::paging;
 use crate::hypervisor::Hypervisor;
 use crate::percpu::{Core, STACK_TOP};
+use crate::registers::GuestRegisters;
 use crate::seeded::{self, Planted};
-use crate::step::StepState;
 use crate::{event, instr};
 
 /// Interruptibility: blocking by STI.
@@ -110,14 +113,14 @@ unsafe fn system_base(selector: u16) -> u64 {
 /// # Safety
 /// The core's VMCS is current, interrupts are off, the core's region is complete.
 pub unsafe fn fill(core: &Core, hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
-    controls(core, hypervisor);
+    controls(hypervisor);
     // SAFETY: the caller's promise.
     unsafe { guest_state(hypervisor, rflags, cr0_before) };
     // SAFETY: the caller's promise.
     unsafe { host_state(core, hypervisor) };
 }
 
-fn controls(core: &Core, hypervisor: &Hypervisor) {
+fn controls(hypervisor: &Hypervisor) {
     let Controls {
         pin,
         primary,
@@ -125,7 +128,7 @@ fn controls(core: &Core, hypervisor: &Hypervisor) {
         exit,
         launch_entry,
         ..
-    } = hypervisor.controls;
+    } = hypervisor.vmx.controls;
     write(control::PINBASED_EXEC_CONTROLS, pin.into());
     write(control::PRIMARY_PROCBASED_EXEC_CONTROLS, primary.into());
     write(control::SECONDARY_PROCBASED_EXEC_CONTROLS, secondary.into());
@@ -144,12 +147,11 @@ fn controls(core: &Core, hypervisor: &Hypervisor) {
         control::MSR_BITMAPS_ADDR_FULL,
         hypervisor.msr_bitmap.as_u64(),
     );
-    write(control::EPTP_FULL, hypervisor.eptp);
+    write(control::EPTP_FULL, hypervisor.vmx.eptp);
     // VPIDs are the core's own: the same number on each core is no sharing.
     write(control::VPID, 1);
     write(control::XSS_EXITING_BITMAP_FULL, 0);
     write(control::ENCLS_EXITING_BITMAP_FULL, 0);
-    let _ = core;
 }
 
 /// # Safety
@@ -203,12 +205,12 @@ unsafe fn guest_state(hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
     let cr4 = unsafe { instr::cr4() };
     // SAFETY: reads a register at CPL 0.
     let dr7 = unsafe { instr::dr7() };
-    write(guest::CR0, cr0 | hypervisor.cr0_fixed);
+    write(guest::CR0, cr0 | hypervisor.vmx.cr0_fixed);
     write(guest::CR3, cr3);
     write(guest::CR4, cr4 | CR4_VMXE);
     // Of CR0 only what VMX fixes is owned: NE. PE and PG are the guest's
     // (unrestricted guest). Of CR4: VMXE and SMXE.
-    write(control::CR0_GUEST_HOST_MASK, hypervisor.cr0_fixed);
+    write(control::CR0_GUEST_HOST_MASK, hypervisor.vmx.cr0_fixed);
     write(control::CR0_READ_SHADOW, cr0_before);
     write(control::CR4_GUEST_HOST_MASK, cr::CR4_OWNED);
     write(
@@ -230,7 +232,7 @@ unsafe fn guest_state(hypervisor: &Hypervisor, rflags: u64, cr0_before: u64) {
     write(guest::IA32_SYSENTER_CS, existing(msr::IA32_SYSENTER_CS));
     write(guest::IA32_SYSENTER_ESP, existing(msr::IA32_SYSENTER_ESP));
     write(guest::IA32_SYSENTER_EIP, existing(msr::IA32_SYSENTER_EIP));
-    if hypervisor.controls.cet {
+    if hypervisor.vmx.controls.cet {
         // Kernel shadow stacks are off (a start with them is refused), so the
         // shadow-stack pointer is 0.
         write(fields::GUEST_S_CET, existing(S_CET));
@@ -258,7 +260,7 @@ unsafe fn host_state(core: &Core, hypervisor: &Hypervisor) {
     // SAFETY: reads a register at CPL 0.
     let cr4 = unsafe { instr::cr4() };
     let efer = existing(msr::IA32_EFER);
-    write(host::CR0, cr0 | hypervisor.cr0_fixed);
+    write(host::CR0, cr0 | hypervisor.vmx.cr0_fixed);
     write(host::CR3, hypervisor.host_cr3);
     write(host::CR4, host_cr4(cr4));
     write(host::FS_BASE, 0);
@@ -275,7 +277,7 @@ unsafe fn host_state(core: &Core, hypervisor: &Hypervisor) {
     write(host::IA32_EFER_FULL, efer & 0xD00);
     // Entry 0 write-back, entry 3 uncached, as the windows assume.
     write(host::IA32_PAT_FULL, 0x0007_0406_0007_0406);
-    if hypervisor.controls.cet {
+    if hypervisor.vmx.controls.cet {
         write(fields::HOST_S_CET, 0);
         write(fields::HOST_SSP, 0);
         write(fields::HOST_ISST, 0);
@@ -296,6 +298,12 @@ const fn host_cr4(cr4: u64) -> u64 {
 /// them.
 pub fn load_debug_controls() {
     change(control::VMENTRY_CONTROLS, caps::ENTRY_LOAD_DEBUG.into(), 0);
+}
+
+/// Invalidates everything derived from the shared tables on this core.
+pub fn invalidate(core: &Core) {
+    // SAFETY: root mode; the processor has INVEPT, checked before the launch.
+    unsafe { instr::invept_single(core.hypervisor().vmx.eptp) };
 }
 
 /// Exits as soon as the guest can take an NMI.
@@ -326,7 +334,7 @@ pub fn close_nmi_window() {
 /// Root mode with a current VMCS; the interrupted code is abandoned.
 pub unsafe fn give_up(core: &Core) -> ! {
     core.hypervisor().abandon();
-    write(control::EPTP_FULL, core.hypervisor().eptp);
+    Vmx::use_shared(core);
     write(
         control::VMENTRY_INTERRUPTION_INFO_FIELD,
         event::Event::DOUBLE_FAULT.info(),
@@ -344,62 +352,15 @@ pub fn registers_of(core: &Core) -> *const GuestRegisters {
     (top - RESERVED_BYTES - size_of::<GuestRegisters>()) as *const GuestRegisters
 }
 
-/// Current privilege level: DPL of SS.
-#[must_use]
-pub fn cpl() -> u8 {
-    (read(guest::SS_ACCESS_RIGHTS) >> 5 & 3) as u8
-}
-
-/// CS.L = 1 and paging on.
-#[must_use]
-pub fn long_mode() -> bool {
-    read(guest::CS_ACCESS_RIGHTS) & 1 << 13 != 0
-}
-
 /// Moves RIP past the instruction that exited, with what the processor does at
 /// an instruction's end.
-pub fn advance() {
+pub fn advance(core: &Core) {
     let length = if seeded::is(Planted::AdvanceByTwo) {
         2
     } else {
         read(ro::VMEXIT_INSTRUCTION_LEN)
     };
-    advance_by(length);
-}
-
-/// Moves RIP by `length` bytes: blocking by STI and MOV SS ends, RFLAGS.RF is
-/// cleared, a trap flag becomes a pending single step.
-pub fn advance_by(length: u64) {
-    let mut rip = read(guest::RIP).wrapping_add(length);
-    if !long_mode() {
-        rip &= 0xFFFF_FFFF;
-    }
-    write(guest::RIP, rip);
-    let blocking = read(guest::INTERRUPTIBILITY_STATE);
-    if blocking & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0 && !seeded::is(Planted::KeepStiBlocking)
-    {
-        write(
-            guest::INTERRUPTIBILITY_STATE,
-            blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
-        );
-    }
-    let flags = read(guest::RFLAGS);
-    if flags & RFLAGS_RF != 0 {
-        write(guest::RFLAGS, flags & !RFLAGS_RF);
-    }
-    if flags & RFLAGS_TF != 0
-        && read(guest::IA32_DEBUGCTL_FULL) & DEBUGCTL_BTF == 0
-        && !seeded::is(Planted::ForgetSingleStep)
-    {
-        // Pending debug exceptions: BS (Intel SDM vol. 3, "Checks on Guest
-        // Non-Register State").
-        change(guest::PENDING_DBG_EXCEPTIONS, 1 << 14, 0);
-    }
-}
-
-/// Uses other nested tables on this core from the next entry on.
-pub fn set_eptp(eptp: u64) {
-    write(control::EPTP_FULL, eptp);
+    Vmx::advance_by(core, length);
 }
 
 /// EPTP of tables with the given root.
@@ -408,90 +369,176 @@ pub fn eptp(root: Hpa) -> u64 {
     ept::entry::eptp(root, false)
 }
 
-/// Arms an exit after the next instruction.
-///
-/// With the monitor trap flag and interrupts allowed, blocking by STI keeps them
-/// out of that one instruction: the step would otherwise end after an interrupt
-/// handler's first instruction on some processors.
-///
-/// With the trap flag instead, blocking by STI or MOV SS would make a debug
-/// exception pending before the instruction, so RFLAGS.IF is cleared for it, and
-/// branch stepping is off. Every exception exits, so that none is delivered with
-/// these flags on its stack.
-pub fn arm_step(mtf: bool, step: &StepState) {
-    let flags = read(guest::RFLAGS);
-    let blocking = read(guest::INTERRUPTIBILITY_STATE);
-    step.flags.set(flags);
-    if mtf {
-        if flags & RFLAGS_IF != 0 && blocking & BLOCKED_BY_MOV_SS == 0 && !delivering() {
-            write(guest::INTERRUPTIBILITY_STATE, blocking | BLOCKED_BY_STI);
+impl Backend for Vmx {
+    type Format = EptFormat;
+
+    #[inline]
+    fn nested(hypervisor: &Hypervisor) -> Option<&Space<'static, EptFormat>> {
+        match &hypervisor.space {
+            Some(Nested::Ept(space)) => Some(space),
+            _ => None,
         }
-        change(
-            control::PRIMARY_PROCBASED_EXEC_CONTROLS,
-            caps::PRIMARY_MTF.into(),
-            0,
-        );
-        return;
     }
-    let debugctl = read(guest::IA32_DEBUGCTL_FULL);
-    step.debugctl.set(debugctl);
-    write(guest::IA32_DEBUGCTL_FULL, debugctl & !DEBUGCTL_BTF);
-    write(guest::RFLAGS, flags & !RFLAGS_IF | RFLAGS_TF);
-    write(
-        guest::INTERRUPTIBILITY_STATE,
-        blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
-    );
-    write(control::EXCEPTION_BITMAP, 0xFFFF_FFFF);
+
+    fn guest(core: &Core) -> GuestState {
+        GuestState {
+            rip: read(guest::RIP),
+            code_base: code_base(core),
+            rsp: read(guest::RSP),
+            rflags: read(guest::RFLAGS),
+            cr0: read(guest::CR0),
+            cr3: read(guest::CR3),
+            cr4: cr4(),
+            efer: read(guest::IA32_EFER_FULL),
+            cpl: Self::cpl(core),
+        }
+    }
+
+    /// DPL of SS.
+    #[inline]
+    fn cpl(_: &Core) -> u8 {
+        (read(guest::SS_ACCESS_RIGHTS) >> 5 & 3) as u8
+    }
+
+    /// CS.L = 1 and paging on.
+    #[inline]
+    fn long_mode(_: &Core) -> bool {
+        read(guest::CS_ACCESS_RIGHTS) & 1 << 13 != 0
+    }
+
+    #[inline]
+    fn has_breakpoints(_: &Core) -> bool {
+        read(guest::DR7) & 0xFF != 0
+    }
+
+    #[inline]
+    fn delivering(_: &Core) -> bool {
+        read(ro::IDT_VECTORING_INFO) & 1 << 31 != 0
+    }
+
+    /// Blocking by STI and MOV SS ends, RFLAGS.RF is cleared, a trap flag becomes
+    /// a pending single step.
+    fn advance_by(core: &Core, length: u64) {
+        let mut rip = read(guest::RIP).wrapping_add(length);
+        if !Self::long_mode(core) {
+            rip &= 0xFFFF_FFFF;
+        }
+        write(guest::RIP, rip);
+        let blocking = read(guest::INTERRUPTIBILITY_STATE);
+        if blocking & (BLOCKED_BY_STI | BLOCKED_BY_MOV_SS) != 0
+            && !seeded::is(Planted::KeepStiBlocking)
+        {
+            write(
+                guest::INTERRUPTIBILITY_STATE,
+                blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
+            );
+        }
+        let flags = read(guest::RFLAGS);
+        if flags & RFLAGS_RF != 0 {
+            write(guest::RFLAGS, flags & !RFLAGS_RF);
+        }
+        if flags & RFLAGS_TF != 0
+            && read(guest::IA32_DEBUGCTL_FULL) & DEBUGCTL_BTF == 0
+            && !seeded::is(Planted::ForgetSingleStep)
+        {
+            // Pending debug exceptions: BS (Intel SDM vol. 3, "Checks on Guest
+            // Non-Register State").
+            change(guest::PENDING_DBG_EXCEPTIONS, 1 << 14, 0);
+        }
+    }
+
+    fn use_path(_: &Core, root: Hpa) {
+        let eptp = eptp(root);
+        // SAFETY: root mode; INVEPT exists. The path's tables had other content
+        // at its last use.
+        unsafe { instr::invept_single(eptp) };
+        write(control::EPTP_FULL, eptp);
+    }
+
+    fn use_shared(core: &Core) {
+        write(control::EPTP_FULL, core.hypervisor().vmx.eptp);
+    }
+
+    /// With the monitor trap flag and interrupts allowed, blocking by STI keeps them
+    /// out of that one instruction: the step would otherwise end after an interrupt
+    /// handler's first instruction on some processors.
+    ///
+    /// With the trap flag instead, blocking by STI or MOV SS would make a debug
+    /// exception pending before the instruction, so RFLAGS.IF is cleared for it, and
+    /// branch stepping is off. Every exception exits, so that none is delivered with
+    /// these flags on its stack.
+    fn arm_step(core: &Core) {
+        let step = &core.state.step;
+        let mtf = core.hypervisor().features.mtf;
+        let flags = read(guest::RFLAGS);
+        let blocking = read(guest::INTERRUPTIBILITY_STATE);
+        step.flags.set(flags);
+        if mtf {
+            if flags & RFLAGS_IF != 0
+                && blocking & BLOCKED_BY_MOV_SS == 0
+                && !Self::delivering(core)
+            {
+                write(guest::INTERRUPTIBILITY_STATE, blocking | BLOCKED_BY_STI);
+            }
+            change(
+                control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+                caps::PRIMARY_MTF.into(),
+                0,
+            );
+            return;
+        }
+        let debugctl = read(guest::IA32_DEBUGCTL_FULL);
+        step.debugctl.set(debugctl);
+        write(guest::IA32_DEBUGCTL_FULL, debugctl & !DEBUGCTL_BTF);
+        write(guest::RFLAGS, flags & !RFLAGS_IF | RFLAGS_TF);
+        write(
+            guest::INTERRUPTIBILITY_STATE,
+            blocking & !(BLOCKED_BY_STI | BLOCKED_BY_MOV_SS),
+        );
+        write(control::EXCEPTION_BITMAP, 0xFFFF_FFFF);
+    }
+
+    fn disarm_step(core: &Core) {
+        let step = &core.state.step;
+        let mtf = core.hypervisor().features.mtf;
+        if seeded::is(Planted::StepForEver) {
+            return;
+        }
+        if mtf {
+            change(
+                control::PRIMARY_PROCBASED_EXEC_CONTROLS,
+                0,
+                caps::PRIMARY_MTF.into(),
+            );
+            return;
+        }
+        let borrowed = RFLAGS_TF | RFLAGS_IF;
+        let now = read(guest::RFLAGS);
+        write(guest::RFLAGS, now & !borrowed | step.flags.get() & borrowed);
+        write(guest::IA32_DEBUGCTL_FULL, step.debugctl.get());
+        write(control::EXCEPTION_BITMAP, 0);
+    }
 }
 
-/// Takes back what [`arm_step`] armed.
-pub fn disarm_step(mtf: bool, step: &StepState) {
-    if seeded::is(Planted::StepForEver) {
-        return;
+/// What is to be added to RIP for its linear address.
+#[must_use]
+pub fn code_base(core: &Core) -> u64 {
+    if Vmx::long_mode(core) {
+        0
+    } else {
+        read(guest::CS_BASE)
     }
-    if mtf {
-        change(
-            control::PRIMARY_PROCBASED_EXEC_CONTROLS,
-            0,
-            caps::PRIMARY_MTF.into(),
-        );
-        return;
-    }
-    let borrowed = RFLAGS_TF | RFLAGS_IF;
-    let now = read(guest::RFLAGS);
-    write(guest::RFLAGS, now & !borrowed | step.flags.get() & borrowed);
-    write(guest::IA32_DEBUGCTL_FULL, step.debugctl.get());
-    write(control::EXCEPTION_BITMAP, 0);
+}
+
+/// CR4 as the guest reads it.
+#[must_use]
+pub fn cr4() -> u64 {
+    read(guest::CR4) & !CR4_VMXE
 }
 
 /// A fault at this instruction: RFLAGS.RF is set in what is pushed.
 pub fn set_resume_flag() {
     change(guest::RFLAGS, RFLAGS_RF, 0);
-}
-
-/// The exit interrupted the delivery of an event.
-#[must_use]
-pub fn delivering() -> bool {
-    read(ro::IDT_VECTORING_INFO) & 1 << 31 != 0
-}
-
-/// Whether any of the guest's breakpoints is on: DR7.L0 to G3.
-#[must_use]
-pub fn has_breakpoints() -> bool {
-    read(guest::DR7) & 0xFF != 0
-}
-
-/// The flags of a present, accessed page in the host's page tables, by rights.
-#[must_use]
-pub const fn host_page_flags(writable: bool, executable: bool) -> u64 {
-    let mut flags = paging::PRESENT;
-    if writable {
-        flags |= paging::WRITABLE;
-    }
-    if !executable {
-        flags |= paging::NO_EXECUTE;
-    }
-    flags
 }
 
 /// Whether kernel shadow stacks could be active.

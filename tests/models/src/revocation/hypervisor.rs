@@ -74,7 +74,6 @@ impl Page {
 pub struct Hypervisor {
     pub transition: TransitionLock,
     pub generation: AtomicU64,
-    pub eptp: u64,
     pub cores: Vec<Core>,
     pub pages: [Page; PAGES],
     /// Cores that do something, of the model's own.
@@ -94,7 +93,6 @@ impl Hypervisor {
         Self {
             transition: TransitionLock::new(),
             generation: AtomicU64::new(0),
-            eptp: instr::SHARED,
             cores: (0..cores).map(Core::new).collect(),
             pages: rights.map(Page::new),
             busy: AtomicU32::new(cores),

@@ -19,6 +19,7 @@
 //! `shootdown`.
 
 pub mod apic;
+pub mod backend;
 pub mod counters;
 pub mod exits;
 pub mod guest;

@@ -1,0 +1,581 @@
+//! The exit handlers: every exit code has a bounded answer.
+//!
+//! The handler decodes, lets neutral code decide, and ends every exit in `finish`,
+//! where interrupted events are delivered again and waiting NMIs are passed on.
+//!
+//! **NMIs.** The global interrupt flag is clear in root mode, so an NMI waits for
+//! the entry and exits there; the exit does not consume it. The handler opens the
+//! flag for a moment, and root mode's own NMI handler takes what has come: a kick,
+//! or the guest's. A guest's NMI is delivered by EVENTINJ, which does not make the
+//! processor block further ones, so that is done here: while one is in service
+//! IRET exits, and what has come meanwhile follows when IRET has retired. (An
+//! emulator blocks them itself; then there is nothing left to do here.)
+//!
+//! AMD APM vol. 2, appendix C, "SVM Intercept Exit Codes", and "Event Injection".
+
+use core::sync::atomic::Ordering;
+
+use ept::addr::{Gpa, Gva};
+use x86::msr;
+
+use super::fields::{Vmcb, code, event as layout, misc1, shadow, tlb};
+use super::msr as msrs;
+use super::vcpu::{self, DR6_BS, EFER_SVME, RFLAGS_IF, RFLAGS_TF, vmcb};
+use super::{Svm, interrupted, leave, npf};
+use crate::backend::Backend;
+use crate::counters::Counters;
+use crate::emulate::length::{self, CodeSize, Kind};
+use crate::event::{self, Event, Facts};
+use crate::exit::{self, Next};
+use crate::host::exceptions;
+use crate::memory::GuestMemory;
+use crate::percpu::{Core, CrashRecord};
+use crate::registers::{GuestRegisters, Outcome};
+use crate::seeded::{self, Planted};
+use crate::violation::{self, Violation};
+use crate::{apic, instr, shootdown};
+
+/// Slot of an exit code in the counters: 60H to A7H less 60H, then those from 400H
+/// on; any other is counted as unknown.
+const fn slot(code: u64) -> usize {
+    #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
+    match code {
+        0x60..=0xA7 => (code - 0x60) as usize,
+        0x400..=0x407 => (code - 0x400) as usize + 72,
+        _ => usize::MAX,
+    }
+}
+
+/// Answers an exit.
+#[unsafe(no_mangle)]
+extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome {
+    // SAFETY: the stub runs with the core's GS base.
+    let core = unsafe { exceptions::current() };
+    let vmcb = vmcb(core);
+    let code = vmcb.control.exit_code.get();
+    registers.rax = vmcb.state.rax.get();
+    core.counters().exit(slot(code));
+    crate::trace!(
+        "exit",
+        core.state.index.get(),
+        code,
+        vmcb.state.rip.get(),
+        vmcb.control.exit_info1.get(),
+        vmcb.control.exit_info2.get()
+    );
+    if code == code::INVALID {
+        if !core.state.active.load(Ordering::Acquire) {
+            // The first entry: the launch is told, out of SVM.
+            registers.rax = 3;
+            leave::prepare(core);
+            return Outcome::Leave;
+        }
+        core.state.crash.set(CrashRecord {
+            cause: 3,
+            number: code,
+            rip: vmcb.state.rip.get(),
+            detail: vmcb.control.event_inj.get(),
+            address: 0,
+        });
+        crate::trace!("entry failed", vmcb.control.event_inj.get());
+        // The state that the guest asked for cannot be entered; as on a bare
+        // processor in such a corner, shutdown is what is left.
+        // SAFETY: nothing can be saved.
+        unsafe { instr::triple_fault() };
+    }
+    vmcb.control.tlb_control.set(tlb::KEEP);
+    forget_vector_state(registers);
+    match dispatch(core, registers, code) {
+        Next::Resume => finish(core, None),
+        Next::Advance => {
+            advance(core, kind(vmcb, code));
+            finish(core, None);
+        }
+        Next::Raise(event) => finish(core, Some(event)),
+        Next::Leave => {
+            advance(core, kind(vmcb, code));
+            leave::prepare(core);
+            return Outcome::Leave;
+        }
+    }
+    vmcb.state.rax.set(registers.rax);
+    Outcome::Resume
+}
+
+/// Spoils what the stub will restore, when a test asks for it.
+fn forget_vector_state(registers: &GuestRegisters) {
+    // The stub's frame lies below the registers: XMM0-5 from 20H on, MXCSR at 80H.
+    let frame = (&raw const *registers as u64).wrapping_sub(0x98);
+    if seeded::is(Planted::ForgetXmm3) {
+        // SAFETY: the stub's own frame on this core's stack.
+        unsafe { instr::store64(frame + 0x50, 0x0BAD_0BAD) };
+    }
+    if seeded::is(Planted::ForgetMxcsr) {
+        // SAFETY: as above.
+        unsafe { instr::store32(frame + 0x80, 0x1F80) };
+    }
+}
+
+fn dispatch(core: &Core, registers: &mut GuestRegisters, code: u64) -> Next {
+    match code {
+        code::NMI => {
+            nmi(core);
+            Next::Resume
+        }
+        code::EXCEPTION..=code::EXCEPTION_LAST => exception(core, code),
+        code::IRET => {
+            iret(core);
+            Next::Resume
+        }
+        code::SHUTDOWN => triple_fault(core),
+        code::INIT => init(core),
+        code::INVD => {
+            // Never without writing back: our own data would be lost with it.
+            // SAFETY: root mode; WBINVD loses nothing.
+            unsafe { instr::wbinvd() };
+            Next::Advance
+        }
+        code::VMMCALL => exit::call::<Svm>(core, registers),
+        code::VMRUN | code::VMLOAD..=code::SKINIT | code::INVLPGA =>
+        {
+            #[expect(clippy::cast_possible_truncation, reason = "these codes fit")]
+            exit::virtualization::<Svm>(core, registers, code as u16)
+        }
+        code::MSR if vmcb(core).control.exit_info1.get() == 0 => rdmsr(core, registers),
+        code::MSR => wrmsr(core, registers),
+        code::NPF => {
+            nested_page_fault(core, registers);
+            Next::Resume
+        }
+        _ => {
+            // An exit that nothing here asked for. Resuming repeats it at worst;
+            // an exception would change the guest.
+            Counters::bump(&core.counters().unknown);
+            Next::Resume
+        }
+    }
+}
+
+/// The instruction that an exit of this code is about.
+fn kind(vmcb: &Vmcb, code: u64) -> Kind {
+    match code {
+        code::MSR if vmcb.control.exit_info1.get() == 0 => Kind::Rdmsr,
+        code::MSR => Kind::Wrmsr,
+        code::INVD => Kind::Invd,
+        code::VMRUN => Kind::Vmrun,
+        code::VMLOAD => Kind::Vmload,
+        code::VMSAVE => Kind::Vmsave,
+        code::STGI => Kind::Stgi,
+        code::CLGI => Kind::Clgi,
+        code::SKINIT => Kind::Skinit,
+        code::INVLPGA => Kind::Invlpga,
+        _ => Kind::Vmmcall,
+    }
+}
+
+/// Moves RIP past the instruction that exited.
+fn advance(core: &Core, kind: Kind) {
+    let length = if seeded::is(Planted::AdvanceByTwo) {
+        2
+    } else {
+        instruction_length(core, kind)
+    };
+    Svm::advance_by(core, length);
+}
+
+/// Length of the instruction that exited, in bytes.
+fn instruction_length(core: &Core, kind: Kind) -> u64 {
+    let vmcb = vmcb(core);
+    let rip = vmcb.state.rip.get();
+    let next = vmcb.control.next_rip.get();
+    if core.hypervisor().svm.controls.nrip && (1..=15).contains(&next.wrapping_sub(rip)) {
+        return next.wrapping_sub(rip);
+    }
+    const DEFAULT_BIG: u16 = 1 << 10;
+    let size = if Svm::long_mode(core) {
+        CodeSize::Bits64
+    } else if vmcb.state.cs.attributes.get() & DEFAULT_BIG != 0 {
+        CodeSize::Bits32
+    } else {
+        CodeSize::Bits16
+    };
+    let guest = Svm::guest(core);
+    let memory = GuestMemory::new(core, exit::paging(&guest), guest.cr3);
+    let address = Gva::new(rip.wrapping_add(guest.code_base));
+    let mut bytes = [0; 15];
+    let count = memory
+        .translate_code(address)
+        .map_or(0, |here| memory.code(address, &here, &mut bytes));
+    let code = bytes.get(..count).unwrap_or(&[]);
+    if let Some(length) = length::length(kind, size, code) {
+        return length.into();
+    }
+    // Another core has changed the instruction since it was executed: without a
+    // prefix it was the shortest of its kind.
+    Counters::bump(&core.counters().unknown);
+    match kind {
+        Kind::Rdmsr | Kind::Wrmsr | Kind::Invd => 2,
+        _ => 3,
+    }
+}
+
+/// NMIs have come: takes them.
+fn nmi(core: &Core) {
+    let state = &core.state;
+    // SAFETY: root mode with the host's IDT and task register; maskable interrupts
+    // are off.
+    unsafe { instr::open_interrupts() };
+    // The one that was sent to come back here, if any, was among them.
+    state.nmi_window.store(false, Ordering::Release);
+    if seeded::is(Planted::LoseGuestNmi) {
+        state.guest_nmis.store(0, Ordering::Release);
+    } else if seeded::is(Planted::InventNmi) {
+        state.guest_nmis.fetch_add(1, Ordering::AcqRel);
+    }
+    if state.guest_nmis.load(Ordering::Acquire) > 0 && state.step.count.get() > 0 {
+        // It is delivered before the instruction, which is stepped afterwards.
+        violation::cancel_step::<Svm>(core);
+    }
+}
+
+/// The handler of a guest's NMI is about to return.
+fn iret(core: &Core) {
+    let state = &core.state;
+    if state.guest_nmis.load(Ordering::Acquire) > 0 {
+        // The next one follows when IRET has retired.
+        if state.step.count.get() == 0 {
+            state.iret_step.set(true);
+            Svm::arm_step(core);
+        }
+    } else {
+        state.nmi_masked.set(false);
+    }
+    intercept_iret(core, false);
+}
+
+fn intercept_iret(core: &Core, on: bool) {
+    let intercepts = &vmcb(core).control.intercept_misc1;
+    let others = intercepts.get() & !misc1::IRET;
+    intercepts.set(if on { others | misc1::IRET } else { others });
+}
+
+/// Exceptions exit in a step only.
+fn exception(core: &Core, code: u64) -> Next {
+    let state = &core.state;
+    let vmcb = vmcb(core);
+    #[expect(clippy::cast_possible_truncation, reason = "0 to 31")]
+    let vector = (code - code::EXCEPTION) as u8;
+    if state.step.count.get() == 0 && !state.iret_step.get() {
+        Counters::bump(&core.counters().unknown);
+        return Next::Resume;
+    }
+    if vector == 1 {
+        return stepped_by_trap_flag(core);
+    }
+    // The instruction faulted: nothing has been stepped. The fault is the guest's,
+    // with its own flags.
+    let error_code = vmcb.control.exit_info1.get() & 0xFFFF_FFFF;
+    let address = vmcb.control.exit_info2.get();
+    if state.iret_step.replace(false) {
+        Svm::disarm_step(core);
+        state.nmi_masked.set(false);
+    } else {
+        violation::cancel_step::<Svm>(core);
+    }
+    match vector {
+        // INT3 and INTO, which point at themselves: they are executed again.
+        3 | 4 => Next::Resume,
+        _ => {
+            if vector == 14 {
+                vmcb.state.cr2.set(address);
+            }
+            Next::Raise(Event::exception(vector, error_code))
+        }
+    }
+}
+
+/// A single step by the trap flag is over.
+fn stepped_by_trap_flag(core: &Core) -> Next {
+    let state = &core.state;
+    let step = &state.step;
+    let vmcb = vmcb(core);
+    let before = step.flags.get();
+    let mut pending = vmcb.state.dr6.get() & 0xE00F;
+    if before & RFLAGS_TF == 0 {
+        pending &= !DR6_BS;
+    } else {
+        // Not every processor writes it before it exits.
+        pending |= DR6_BS;
+    }
+    if state.iret_step.replace(false) {
+        // The flags are those that IRET has loaded.
+        let flags = vmcb.state.rflags.get();
+        Svm::disarm_step(core);
+        vmcb.state.rflags.set(flags);
+        state.nmi_masked.set(false);
+    } else {
+        if let Some(page) = step.pages.first().and_then(core::cell::Cell::get) {
+            let borrowed = RFLAGS_TF | RFLAGS_IF;
+            exit::mend_pushed_flags::<Svm>(core, &page.fault, before, borrowed);
+        }
+        violation::end_step::<Svm>(core);
+    }
+    if pending == 0 {
+        return Next::Resume;
+    }
+    // The guest steps itself, or has a breakpoint here: what the processor does
+    // before it delivers a debug exception (AMD APM vol. 2, "Debug Exceptions").
+    vmcb.state.dr6.set(vmcb.state.dr6.get() & !0xF | pending);
+    Next::Raise(Event::DEBUG)
+}
+
+fn triple_fault(core: &Core) -> Next {
+    let state = &vmcb(core).state;
+    core.state.crash.set(CrashRecord {
+        cause: 4,
+        number: code::SHUTDOWN,
+        rip: state.rip.get(),
+        detail: 0,
+        address: state.cr2.get(),
+    });
+    crate::trace!(
+        "guest triple fault",
+        state.rip.get(),
+        state.rsp.get(),
+        state.cr3.get()
+    );
+    // SAFETY: the guest asked for it; the platform resets the machine as it would
+    // without a hypervisor.
+    unsafe { instr::triple_fault() }
+}
+
+/// INIT. It waits for the global interrupt flag, and there is no state of the
+/// virtual processor that would wait for SIPI. So the core is let go: the
+/// processor resets it as it would without a hypervisor, and what it runs from then
+/// on is not seen, which is told.
+fn init(core: &Core) -> Next {
+    if seeded::is(Planted::IgnoreInit) {
+        return Next::Resume;
+    }
+    violation::cancel_step::<Svm>(core);
+    shootdown::retire(core);
+    Counters::bump(&core.counters().lost);
+    loop {
+        // SAFETY: nothing of this core is needed any more; the reset follows.
+        unsafe { instr::open_interrupts() };
+    }
+}
+
+fn rdmsr(core: &Core, registers: &mut GuestRegisters) -> Next {
+    #[expect(clippy::cast_possible_truncation, reason = "ECX")]
+    let index = registers.rcx as u32;
+    // SAFETY: the MSR exists with SVM.
+    let vm_cr = unsafe { instr::rdmsr(msrs::VM_CR) };
+    let answer = msrs::judge_read(index, vcpu::efer(core), vm_cr);
+    exit::finish_rdmsr(registers, exit::execute_rdmsr(index, &answer))
+}
+
+fn wrmsr(core: &Core, registers: &GuestRegisters) -> Next {
+    #[expect(clippy::cast_possible_truncation, reason = "ECX")]
+    let index = registers.rcx as u32;
+    let value = registers.pair();
+    let done = match index {
+        msr::IA32_EFER => write_efer(core, registers, value),
+        // Locked: what may still be written there has no effect on the guest.
+        msrs::VM_CR | msrs::SVM_KEY => true,
+        msrs::VM_HSAVE_PA => value & 0xFFF == 0,
+        // SAFETY: root mode with the host's IDT; the guest may write it.
+        _ => unsafe { instr::try_wrmsr(index, value) },
+    };
+    if done {
+        Next::Advance
+    } else {
+        Next::Raise(Event::GENERAL_PROTECTION)
+    }
+}
+
+/// EFER as the guest wants it. `false` for #GP: AMD APM vol. 2, "Extended Feature
+/// Enable Register"; with SVM disabled, SVME is reserved.
+fn write_efer(core: &Core, registers: &GuestRegisters, value: u64) -> bool {
+    const LME: u64 = 1 << 8;
+    const LMA: u64 = 1 << 10;
+    const NXE: u64 = 1 << 11;
+    const PG: u64 = 1 << 31;
+    let state = &vmcb(core).state;
+    let current = state.efer.get();
+    if value & EFER_SVME != 0 && !seeded::is(Planted::AllowVmxe) {
+        #[expect(clippy::cast_possible_truncation, reason = "small")]
+        let _ = exit::virtualization::<Svm>(core, registers, code::MSR as u16);
+        return false;
+    }
+    if (value ^ current) & LME != 0 && state.cr0.get() & PG != 0 {
+        return false;
+    }
+    // The processor itself says which bits it has: they are tried with those that
+    // root mode needs.
+    // SAFETY: EFER exists in 64-bit mode.
+    let own = unsafe { instr::rdmsr(msr::IA32_EFER) };
+    let kept = EFER_SVME | LME | LMA | NXE;
+    // SAFETY: root mode with the host's IDT; what root mode needs is kept.
+    let legal = unsafe { instr::try_wrmsr(msr::IA32_EFER, value & !kept | own & kept) };
+    // SAFETY: its value from before.
+    unsafe { instr::wrmsr(msr::IA32_EFER, own) };
+    if legal {
+        state.efer.set(value & !LMA | current & LMA | EFER_SVME);
+    }
+    legal
+}
+
+/// Decodes a nested page fault.
+#[must_use]
+pub const fn decode_violation(exit_info1: u64, exit_info2: u64) -> Violation {
+    let fault = npf::decode(exit_info1);
+    Violation {
+        gpa: Gpa::new(exit_info2),
+        gla: None,
+        read: fault.read,
+        write: fault.write,
+        fetch: fault.fetch,
+        page_walk: fault.page_walk,
+        delivering: false,
+        cpl: 0,
+        rip: Gva::new(0),
+    }
+}
+
+fn nested_page_fault(core: &Core, registers: &GuestRegisters) {
+    let vmcb = vmcb(core);
+    let guest_rip = vmcb.state.rip.get().wrapping_add(vcpu::code_base(core));
+    let mut violation = Violation {
+        delivering: Svm::delivering(core),
+        cpl: Svm::cpl(core),
+        rip: Gva::new(guest_rip),
+        ..decode_violation(vmcb.control.exit_info1.get(), vmcb.control.exit_info2.get())
+    };
+    if npf::decode(vmcb.control.exit_info1.get()).reserved {
+        misconfiguration(core, violation.gpa);
+        return;
+    }
+    if violation.fetch && !violation.page_walk {
+        violation.gla = Some(fetched(core, &violation));
+    }
+    violation::answer::<Svm>(core, &violation, || {
+        exit::fault::<Svm>(core, registers, violation.gpa, violation.gla)
+    });
+}
+
+/// The linear address of a fetch that faulted, which is not told: the
+/// instruction's, or the beginning of the next page when the instruction reaches
+/// into it.
+fn fetched(core: &Core, violation: &Violation) -> Gva {
+    let next = Gva::new((violation.rip.as_u64() | 0xFFF).wrapping_add(1));
+    if violation.rip.page_offset() <= 4096 - 15 {
+        return violation.rip;
+    }
+    let guest = Svm::guest(core);
+    let memory = GuestMemory::new(core, exit::paging(&guest), guest.cr3);
+    let page = violation.gpa.page_base();
+    match memory.translate_code(violation.rip) {
+        Some(here) if here.gpa.page_base() == page => violation.rip,
+        _ => next,
+    }
+}
+
+/// A reserved bit is set in an entry of ours: the page is given up.
+fn misconfiguration(core: &Core, gpa: Gpa) {
+    let hypervisor = core.hypervisor();
+    Counters::bump(&core.counters().misconfigured);
+    crate::trace!("misconfiguration", gpa.as_u64());
+    if let Some(space) = Svm::nested(hypervisor) {
+        let held = hypervisor.transition.acquire(|| shootdown::serve(core));
+        if space.exempt_whole(gpa).is_ok() {
+            shootdown::revoke(core);
+        }
+        drop(held);
+    }
+}
+
+/// The end of every exit: requests that had to wait are answered, interrupted
+/// events are delivered again, the guest's NMIs are passed on.
+fn finish(core: &Core, mut raised: Option<Event>) {
+    let state = &core.state;
+    let control = &vmcb(core).control;
+    if state.machine_check.swap(false, Ordering::AcqRel) && raised.is_none() {
+        raised = Some(Event::MACHINE_CHECK);
+    }
+    let stepping = state.step.count.get() > 0;
+    if stepping {
+        let behind = state.acknowledged.load(Ordering::Relaxed)
+            < core.hypervisor().generation.load(Ordering::Acquire);
+        if behind || state.step.stale.get() {
+            violation::cancel_step::<Svm>(core);
+        }
+    } else {
+        shootdown::serve(core);
+    }
+    let interrupted = interrupted::interrupted(control.exit_int_info.get());
+    let nmis = state.guest_nmis.load(Ordering::Acquire);
+    let valid = |word: u64| word & layout::VALID != 0;
+    // A debug exception of an instruction that was carried out.
+    let pending = valid(control.event_inj.get());
+    if raised.is_none() && nmis == 0 && !valid(interrupted.info) {
+        return;
+    }
+    let facts = Facts {
+        interrupted,
+        raised,
+        blocking: u64::from(control.interrupt_shadow.get() & shadow::SHADOW != 0)
+            | u64::from(state.nmi_masked.get()) << 3,
+        unblocked_by_iret: false,
+        nmis,
+        stepping: state.step.count.get() > 0 || state.iret_step.get() || pending,
+    };
+    let plan = event::plan(&facts);
+    if let Some(event) = plan.inject
+        && !(plan.repeated && seeded::is(Planted::DropReinjection))
+    {
+        if raised == Some(event) && event.is_fault() && !seeded::is(Planted::ForgetResumeFlag) {
+            vcpu::set_resume_flag(core);
+        }
+        vcpu::inject(core, event);
+        if event.is_nmi() {
+            state.nmi_masked.set(true);
+            intercept_iret(core, true);
+        }
+        if plan.repeated && !plan.nmi_taken {
+            Counters::bump(&core.counters().reinjected);
+        }
+    }
+    if plan.nmi_taken {
+        state.guest_nmis.fetch_sub(1, Ordering::AcqRel);
+        Counters::bump(&core.counters().nmis_passed);
+    }
+    let waiting = state.guest_nmis.load(Ordering::Acquire) > 0;
+    if waiting && !state.nmi_masked.get() && !state.nmi_window.swap(true, Ordering::AcqRel) {
+        // Comes back here as soon as the guest can take one.
+        apic::send_nmi(core, state.apic_id.get());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_decoded() {
+        let fetch = decode_violation(0x1_0000_0015, 0x1234_5000);
+        assert!(fetch.fetch && !fetch.write && !fetch.page_walk);
+        let write = decode_violation(0x1_0000_0007, 0x1000);
+        assert!(write.write && !write.fetch && !write.page_walk);
+        let walk = decode_violation(0x2_0000_0007, 0x1000);
+        assert!(walk.write && walk.page_walk);
+        let absent = decode_violation(0x1_0000_0004, 0x1000);
+        assert!(absent.read && !absent.write && !absent.fetch);
+    }
+
+    #[test]
+    fn exit_codes_have_the_slots_of_the_status() {
+        assert_eq!([slot(0x60), slot(0x7C), slot(0x400)], [0, 0x1C, 72]);
+        assert_eq!([slot(0x41), slot(u64::MAX), slot(0x408)], [usize::MAX; 3]);
+    }
+}
