@@ -29,9 +29,15 @@
  * is consistent; the signal handler only sets a flag.
  *
  * Besides, per processor: `launch`, the instructions from the write that set
- * CR4.VMXE to the first VM entry, and `leave`, those from the last VM exit to the
- * write that cleared it; `root_by_exit`, the root instructions by the reason of
- * the exit that began their interval.
+ * CR4.VMXE (on AMD: EFER.SVME) to the first VM entry, and `leave`, those from the
+ * last VM exit to the write that cleared it; `root_by_exit`, the root instructions
+ * by the reason of the exit that began their interval.
+ *
+ * Intel and AMD give the same names. `exits` has VMX's basic exit reasons or SVM's
+ * exit codes (VMEXIT_INVALID is -1); of the two ways to flush, `invept` and
+ * `invvpid` count VMX's instructions, `tlb_control` the VMRUNs whose VMCB asked for
+ * one. Of a processor with SVM, `registers` has `vmcb` (of the last VMRUN), `ncr3`
+ * (0 without nested paging) and `eptp` is absent, and the other way round.
  *
  * Counting. Bochs counts instructions per processor (`icount`); a VM exit adds
  * one that is no instruction. `guest` is the sum over the intervals from VM
@@ -42,6 +48,10 @@
 #include "bochs.h"
 #include "cpu/cpu.h"
 #include "cpu/cpuid.h"
+#include "cpu/msr.h"
+#if BX_SUPPORT_SVM
+#include "cpu/svm.h"
+#endif
 #include "memory/memory-bochs.h"
 #include "pc_system.h"
 
@@ -84,7 +94,7 @@ const int EXIT_SHUTDOWN_STATE = 125;
 struct Counters {
   Bit64u icount;
   Bit64u guest, root;
-  Bit64u invept, invvpid, nmi;
+  Bit64u invept, invvpid, tlb_control, nmi;
   Bit64u launch, leave;
   std::map<Bit32s, Bit64u> exits, root_by_exit;
 };
@@ -94,9 +104,9 @@ struct Processor {
   Bit64u since;        // icount at the last change of mode
   bool in_guest;       // between VM entry and VM exit
   bool was_in_root;    // an exit was seen, so `since` begins a root interval
-  bool exit_pending;   // VMX: the exit's own context switch is still to come
+  bool exit_pending;   // the exit's own context switch is still to come
   Bit32s last_exit;    // its reason
-  Bit64u switched_on;  // icount when CR4.VMXE was set, 0 once a guest was entered
+  Bit64u switched_on;  // icount when CR4.VMXE or EFER.SVME was set, 0 once a guest was entered
 };
 
 struct FetchEvent {
@@ -165,6 +175,19 @@ void enter_guest(unsigned cpu)
   }
 }
 
+// The virtualization extensions are switched on or off outside of a guest.
+void switched(unsigned cpu, bool on)
+{
+  Processor &p = processors[cpu];
+  if (p.in_guest) return;
+  Bit64u now = BX_CPU(cpu)->get_icount();
+  if (on && !p.was_in_root) p.switched_on = now;
+  if (!on && p.was_in_root) {
+    p.counters.leave = now - p.since;
+    p.was_in_root = false;
+  }
+}
+
 void leave_guest(unsigned cpu, Bit32s reason)
 {
   account(cpu);
@@ -200,8 +223,8 @@ void counters_json(std::string &out, const std::vector<Counters> &all)
   out += "[";
   for (size_t n = 0; n < all.size(); n++) {
     const Counters &c = all[n];
-    append(out, "%s{\"total\":%llu,\"guest\":%llu,\"root\":%llu,\"invept\":%llu,\"invvpid\":%llu,\"nmi\":%llu,\"launch\":%llu,\"leave\":%llu",
-           n ? "," : "", u(c.icount), u(c.guest), u(c.root), u(c.invept), u(c.invvpid), u(c.nmi), u(c.launch), u(c.leave));
+    append(out, "%s{\"total\":%llu,\"guest\":%llu,\"root\":%llu,\"invept\":%llu,\"invvpid\":%llu,\"tlb_control\":%llu,\"nmi\":%llu,\"launch\":%llu,\"leave\":%llu",
+           n ? "," : "", u(c.icount), u(c.guest), u(c.root), u(c.invept), u(c.invvpid), u(c.tlb_control), u(c.nmi), u(c.launch), u(c.leave));
     map_json(out, "exits", c.exits);
     map_json(out, "root_by_exit", c.root_by_exit);
     out += "}";
@@ -214,6 +237,30 @@ std::vector<Counters> snapshot_all()
   std::vector<Counters> all;
   for (unsigned n = 0; n < cpu_count(); n++) all.push_back(snapshot(n));
   return all;
+}
+
+bool has_svm(unsigned cpu)
+{
+#if BX_SUPPORT_SVM
+  return BX_CPU(cpu)->is_cpu_extension_supported(BX_ISA_SVM);
+#else
+  (void) cpu;
+  return false;
+#endif
+}
+
+// An exit for an instruction fetch: what had retired from its frame until now.
+void fetch_stopped(unsigned cpu, Bit64u address)
+{
+  Bit64u frame = address / PAGE;
+  if (frame >= retired_by_frame.size()) return;
+  if (fetch_events.size() >= MAX_FETCH_EVENTS) {
+    lost_fetch_events += 1;
+  } else {
+    FetchEvent e = {cpu, frame, BX_CPU(cpu)->prev_rip, retired_by_frame[frame]};
+    fetch_events.push_back(e);
+  }
+  retired_by_frame[frame] = 0;
 }
 
 void count_frames()
@@ -275,6 +322,22 @@ void registers_json(std::string &out)
       append(out, ",\"host_cr3\":%llu,\"host_rsp\":%llu,\"host_rip\":%llu,\"host_gdtr\":%llu,\"host_idtr\":%llu,\"host_tr\":%llu,\"host_fs\":%llu,\"host_gs\":%llu",
              u(v.host_state.cr3), u(v.host_state.rsp), u(v.host_state.rip), u(v.host_state.gdtr_base),
              u(v.host_state.idtr_base), u(v.host_state.tr_base), u(v.host_state.fs_base), u(v.host_state.gs_base));
+    }
+#endif
+#if BX_SUPPORT_SVM
+    if (has_svm(n)) {
+      append(out, ",\"vm_cr\":%llu,\"vm_hsave_pa\":%llu,\"gif\":%s", u(c->msr.svm_vm_cr),
+             u(c->msr.svm_hsave_pa), c->svm_gif ? "true" : "false");
+    }
+    if (!strcmp(vendor, "svm") && c->vmcb) {
+      const SVM_CONTROLS &v = c->vmcb->ctrls;
+      const SVM_HOST_STATE &h = c->vmcb->host_state;
+      append(out, ",\"vmcb\":%llu,\"ncr3\":%llu,\"iopm\":%llu,\"msrpm\":%llu",
+             u(c->vmcbptr), v.nested_paging ? u(v.ncr3) : 0ULL, u(v.iopm_base), u(v.msrpm_base));
+      // VMRUN saves neither TR nor the bases of FS and GS: in root mode they are the guest's
+      // until VMLOAD.
+      append(out, ",\"host_cr3\":%llu,\"host_rsp\":%llu,\"host_rip\":%llu,\"host_gdtr\":%llu,\"host_gdtr_limit\":%u,\"host_idtr\":%llu",
+             u(h.cr3), u(h.rsp), u(h.rip), u(h.gdtr.base), (unsigned) h.gdtr.limit, u(h.idtr.base));
     }
 #endif
     out += "}";
@@ -494,16 +557,10 @@ void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument)
 {
   Processor &p = processors[cpu];
   switch (what) {
-  case BX_INSTR_MOV_CR4: {
-    const Bit64u vmxe = 1u << 13;
-    Bit64u now = BX_CPU(cpu)->get_icount();
-    if (!p.in_guest && (argument & vmxe) && !p.was_in_root) p.switched_on = now;
-    if (!p.in_guest && !(argument & vmxe) && p.was_in_root) {
-      p.counters.leave = now - p.since;
-      p.was_in_root = false;
-    }
+  case BX_INSTR_MOV_CR4:
+    // The bit does not exist on AMD, where EFER says what is on (lab_wrmsr).
+    if (!has_svm(cpu)) switched(cpu, (argument & (1u << 13)) != 0);
     break;
-  }
   case BX_INSTR_INVEPT:
     p.counters.invept += 1;
     break;
@@ -513,15 +570,14 @@ void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument)
   case BX_INSTR_CONTEXT_SWITCH:
     if (p.exit_pending) {
       p.exit_pending = false;
-    } else if (p.in_guest) {
-      // SVM has no hook of its own for #VMEXIT; the exit code is at 0x70 of the
-      // VMCB (AMD64 Architecture Programmer's Manual, volume 2, appendix B).
-      Bit32s code = -1;
-#if BX_SUPPORT_SVM
-      BX_MEM(0)->dbg_fetch_mem(BX_CPU(cpu), BX_CPU(cpu)->vmcbptr + 0x70, sizeof code, (Bit8u *) &code);
-#endif
-      leave_guest(cpu, code);
     } else {
+#if BX_SUPPORT_SVM
+      // TLB_CONTROL (AMD64 Architecture Programmer's Manual, volume 2, appendix B).
+      Bit8u flush = 0;
+      if (has_svm(cpu))
+        BX_MEM(0)->dbg_fetch_mem(BX_CPU(cpu), BX_CPU(cpu)->vmcbptr + 0x5c, 1, &flush);
+      if (flush) p.counters.tlb_control += 1;
+#endif
       enter_guest(cpu);
     }
     break;
@@ -530,25 +586,47 @@ void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument)
   }
 }
 
+void lab_wrmsr(unsigned cpu, unsigned index, Bit64u value)
+{
+#if BX_SUPPORT_SVM
+  if (index == BX_MSR_EFER && has_svm(cpu)) switched(cpu, (value & BX_EFER_SVME_MASK) != 0);
+#else
+  (void) cpu; (void) index; (void) value;
+#endif
+}
+
 void lab_vmexit(unsigned cpu, Bit32u reason, Bit64u qualification)
 {
   leave_guest(cpu, (Bit32s) (reason & 0xffff));
   processors[cpu].exit_pending = true;
 #if BX_SUPPORT_VMX >= 2
-  if (lab_count_frames && (reason & 0xffff) == VMX_VMEXIT_EPT_VIOLATION && (qualification & 4)) {
-    BX_CPU_C *c = BX_CPU(cpu);
-    Bit64u frame = c->VMread64(VMCS_64BIT_GUEST_PHYSICAL_ADDR) / PAGE;
-    if (frame >= retired_by_frame.size()) return;
-    if (fetch_events.size() >= MAX_FETCH_EVENTS) {
-      lost_fetch_events += 1;
-    } else {
-      FetchEvent e = {cpu, frame, c->prev_rip, retired_by_frame[frame]};
-      fetch_events.push_back(e);
-    }
-    retired_by_frame[frame] = 0;
-  }
+  if (lab_count_frames && (reason & 0xffff) == VMX_VMEXIT_EPT_VIOLATION && (qualification & 4))
+    fetch_stopped(cpu, BX_CPU(cpu)->VMread64(VMCS_64BIT_GUEST_PHYSICAL_ADDR));
 #else
   (void) qualification;
+#endif
+}
+
+void lab_svm_vmexit(unsigned cpu, int code, Bit64u info1, Bit64u info2)
+{
+  // A VMRUN whose VMCB is refused exits without ever having entered.
+  Processor &p = processors[cpu];
+  if (p.in_guest) {
+    leave_guest(cpu, code);
+  } else {
+    p.counters.exits[code] += 1;
+    p.since += 1;
+  }
+  p.exit_pending = true;
+#if BX_SUPPORT_SVM
+  // EXITINFO1 is the page fault's error code, EXITINFO2 the guest-physical address;
+  // bit 32 tells the final access from one of the walk (volume 2, "Nested versus
+  // Guest Page Faults, Fault Ordering").
+  const Bit64u fetch = 1u << 4, last = (Bit64u) 1 << 32;
+  if (lab_count_frames && code == SVM_VMEXIT_NPF && (info1 & fetch) && (info1 & last))
+    fetch_stopped(cpu, info2);
+#else
+  (void) info1; (void) info2;
 #endif
 }
 

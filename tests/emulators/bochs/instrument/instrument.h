@@ -24,6 +24,8 @@ void lab_retired(unsigned cpu);
 void lab_interrupt(unsigned cpu, unsigned vector);
 void lab_tlb_control(unsigned cpu, unsigned what, Bit64u argument);
 void lab_vmexit(unsigned cpu, Bit32u reason, Bit64u qualification);
+void lab_svm_vmexit(unsigned cpu, int code, Bit64u info1, Bit64u info2);
+void lab_wrmsr(unsigned cpu, unsigned index, Bit64u value);
 void lab_out(Bit16u port, unsigned len, unsigned value);
 void lab_cpuid(unsigned cpu, Bit32u function, struct cpuid_function_t *leaf);
 
@@ -35,8 +37,10 @@ void lab_cpuid(unsigned cpu, Bit32u function, struct cpuid_function_t *leaf);
 #define BX_INSTR_HWINTERRUPT(cpu, vector, cs, eip) lab_interrupt(cpu, vector)
 #define BX_INSTR_TLB_CNTRL(cpu, what, argument) lab_tlb_control(cpu, what, argument)
 #define BX_INSTR_VMEXIT(cpu, reason, qualification) lab_vmexit(cpu, reason, qualification)
+#define BX_INSTR_WRMSR(cpu, index, value) lab_wrmsr(cpu, index, value)
 #define BX_INSTR_OUTP(port, len, value) lab_out(port, len, value)
 // Called by the lab's own patch.
+#define BX_INSTR_SVM_VMEXIT(cpu, code, info1, info2) lab_svm_vmexit(cpu, code, info1, info2)
 #define BX_INSTR_CPUID(cpu, function, leaf) lab_cpuid(cpu, function, leaf)
 
 #else
@@ -46,7 +50,9 @@ void lab_cpuid(unsigned cpu, Bit32u function, struct cpuid_function_t *leaf);
 #define BX_INSTR_HWINTERRUPT(cpu, vector, cs, eip)
 #define BX_INSTR_TLB_CNTRL(cpu, what, argument)
 #define BX_INSTR_VMEXIT(cpu, reason, qualification)
+#define BX_INSTR_WRMSR(cpu, index, value)
 #define BX_INSTR_OUTP(port, len, value)
+#define BX_INSTR_SVM_VMEXIT(cpu, code, info1, info2)
 #define BX_INSTR_CPUID(cpu, function, leaf) (void) function
 
 #endif
@@ -76,6 +82,5 @@ void lab_cpuid(unsigned cpu, Bit32u function, struct cpuid_function_t *leaf);
 #define BX_INSTR_PHY_ACCESS(cpu, phy, len, memtype, rw)
 #define BX_INSTR_INP(port, len)
 #define BX_INSTR_INP2(port, len, value)
-#define BX_INSTR_WRMSR(cpu, index, value)
 
 #endif
