@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::hal::{boot, clock, cpu, instr, power};
+use crate::hal::{boot, clock, cpu, firmware, instr, power};
 use crate::ke::affinity::{self, GroupAffinity, ProcessorNumber};
 use crate::ke::event::{self, Event};
 use crate::ke::{
@@ -178,7 +178,7 @@ fn tables() {
     check!(pages > 100);
 }
 
-/// MTRRs, PAT and FEATURE_CONTROL are the same on all processors and what was asked for.
+/// MTRRs, PAT, FEATURE_CONTROL and VM_CR are the same on all processors and what was asked for.
 fn firmware_state() {
     let [_, _, features, _] = instr::cpuid(1, 0);
     // SAFETY: PAT and MTRRs exist on every processor that the lab offers.
@@ -204,6 +204,9 @@ fn firmware_state() {
         check!(sum() == expected);
         if features >> 5 & 1 == 1 {
             check!(read(0x3A) & 5 == wanted[usize::from(number > 0)]);
+        }
+        if firmware::has_svm() {
+            check!(read(0xC001_0114) == firmware::expected_vm_cr(number == 0));
         }
         check!(instr::read_cr0() == 0x8005_0033);
     });

@@ -25,6 +25,11 @@ pub(crate) fn high_memory_bytes() -> u64 {
     (read(0x5B) | read(0x5C) << 8 | read(0x5D) << 16) << 16
 }
 
+/// Processors that the machine has, where it says so (QEMU); else 1.
+pub(crate) fn processors() -> u64 {
+    read(0x5F) + 1
+}
+
 /// Seconds since 1601-01-01 by the real-time clock, taken as UTC; a clock that
 /// gives no valid date yields 2026-01-01.
 #[unsafe(link_section = "INIT")]

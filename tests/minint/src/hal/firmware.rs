@@ -1,5 +1,6 @@
 //! What firmware does on a real machine before the system starts, on every
-//! processor alike: memory types (MTRRs, PAT) and IA32_FEATURE_CONTROL.
+//! processor alike: memory types (MTRRs, PAT), and the switch for virtualization:
+//! IA32_FEATURE_CONTROL on Intel, VM_CR on AMD.
 //!
 //! Command line: `mtrr=uc-default` (variable ranges name the RAM), `wb-default` (they
 //! name the hole below 4 GiB) or `odd` (besides the RAM, ranges that lie over it:
@@ -7,7 +8,12 @@
 //! `vmxe=set` (somebody has CR4.VMXE set); `feature_control=locked-on` (default),
 //! `locked-off`, `unlocked` (written, not locked), `zero` (never written), `bsp-only`
 //! (application processors are left at zero, a firmware fault that exists).
+//! On AMD: `svm=enabled` (default: VM_CR is 0), `locked-on` (LOCK alone), `disabled`
+//! (SVMDIS), `locked` (SVMDIS and LOCK), `bsp-only` (application processors are
+//! locked off); `svme=set` (somebody has EFER.SVME set).
 //! Runs once a processor, interrupts off.
+
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{boot, cmos, instr};
 
@@ -16,6 +22,9 @@ const IA32_MTRRCAP: u32 = 0xFE;
 const IA32_MTRR_PHYSBASE0: u32 = 0x200;
 const IA32_PAT: u32 = 0x277;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2FF;
+const EFER: u32 = 0xC000_0080;
+/// Named so in AMD64 APM volume 2, "SVM Related MSRs".
+const VM_CR: u32 = 0xC001_0114;
 /// 64 KiB, two of 16 KiB, eight of 4 KiB.
 const FIXED: [u32; 11] = [
     0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F,
@@ -25,6 +34,9 @@ const UNCACHEABLE: u64 = 0;
 const WRITE_THROUGH: u64 = 4;
 const WRITE_PROTECTED: u64 = 5;
 const WRITE_BACK: u64 = 6;
+
+/// Writes to VM_CR have no effect, as in QEMU.
+static VM_CR_IGNORED: AtomicBool = AtomicBool::new(false);
 
 /// PAT as Windows programs it: WB, WC, UC-, UC, and the same again.
 const WINDOWS_PAT: u64 = 0x0007_0106_0007_0106;
@@ -45,6 +57,57 @@ pub(crate) fn initialize(bootstrap: bool) {
             unsafe { instr::write_cr4(instr::read_cr4() | 1 << 13) };
         }
         feature_control(bootstrap);
+    }
+    if has_svm() {
+        vm_cr(bootstrap);
+    }
+}
+
+/// CPUID Fn8000_0001 ECX bit 2, on AMD's processors alone.
+pub(crate) fn has_svm() -> bool {
+    const SVM: u32 = 1 << 2;
+    instr::cpuid(0x8000_0000, 0)[0] >= 0x8000_0001 && instr::cpuid(0x8000_0001, 0)[2] & SVM != 0
+}
+
+/// What VM_CR must read on this processor.
+pub(crate) fn expected_vm_cr(bootstrap: bool) -> u64 {
+    if VM_CR_IGNORED.load(Ordering::Acquire) {
+        return 0;
+    }
+    wanted_vm_cr(bootstrap)
+}
+
+fn wanted_vm_cr(bootstrap: bool) -> u64 {
+    const LOCK: u64 = 1 << 3;
+    const SVMDIS: u64 = 1 << 4;
+    match boot::option("svm").unwrap_or("enabled") {
+        "locked-on" => LOCK,
+        "disabled" => SVMDIS,
+        "locked" => LOCK | SVMDIS,
+        "bsp-only" if !bootstrap => LOCK | SVMDIS,
+        _ => 0,
+    }
+}
+
+/// AMD64 APM volume 2, "Enabling SVM".
+fn vm_cr(bootstrap: bool) {
+    const SVME: u64 = 1 << 12;
+    if boot::option("svme") == Some("set") {
+        // SAFETY: every x86-64 processor has the register.
+        let efer = unsafe { instr::rdmsr(EFER) };
+        // SAFETY: CPUID offers SVM, so the bit can be set; nothing else changes.
+        unsafe { instr::wrmsr(EFER, efer | SVME) };
+    }
+    let value = wanted_vm_cr(bootstrap);
+    if value == 0 {
+        return;
+    }
+    // SAFETY: the register comes with SVM; defined bits, which a locked one ignores.
+    unsafe { instr::wrmsr(VM_CR, value) };
+    // SAFETY: as above.
+    if bootstrap && unsafe { instr::rdmsr(VM_CR) } != value {
+        VM_CR_IGNORED.store(true, Ordering::Release);
+        log!("firmware: this machine ignores writes to VM_CR: SVM stays enabled");
     }
 }
 

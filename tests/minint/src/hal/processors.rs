@@ -3,14 +3,20 @@
 //! Runs once on the bootstrap processor at PASSIVE_LEVEL, before threads run
 //! elsewhere. How many to start: `cpus=` on the command line, else all that answer a
 //! startup IPI; APIC ids are taken to be 0, 1, 2, … as both emulators number them.
+//! Where CMOS names a number (QEMU, whose processors are threads of a busy host and
+//! whose time is the host's), those get long to answer.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::{apic, boot, clock, cpu, entry, firmware, instr};
+use super::{apic, boot, clock, cmos, cpu, entry, firmware, instr};
 use crate::mm::{paging, physical};
 
 /// Offset of the block that the start code reads.
 const BLOCK: u64 = 0xF00;
+/// Rounds of 20 us in which a startup IPI is answered; and by a processor that is
+/// known to be there.
+const ROUNDS: u32 = 100;
+const PATIENT_ROUNDS: u32 = 100_000;
 
 static STARTED: AtomicU32 = AtomicU32::new(1);
 
@@ -36,8 +42,14 @@ pub(crate) fn start_all() {
     let wanted = boot::option_number("cpus")
         .unwrap_or(cpu::MAX_CPUS as u64)
         .min(cpu::MAX_CPUS as u64);
+    let known = cmos::processors();
     for number in 1..wanted as u32 {
-        if !start(number) {
+        let rounds = if u64::from(number) < known {
+            PATIENT_ROUNDS
+        } else {
+            ROUNDS
+        };
+        if !start(number, rounds) {
             break;
         }
     }
@@ -45,7 +57,7 @@ pub(crate) fn start_all() {
     physical::fill(physical::TRAMPOLINE, 0);
 }
 
-fn start(number: u32) -> bool {
+fn start(number: u32, rounds: u32) -> bool {
     let stack = crate::ke::thread::idle_stack(number);
     write(0, paging::startup_root());
     write(8, stack as u64);
@@ -55,7 +67,7 @@ fn start(number: u32) -> bool {
     clock::stall(50);
     for _ in 0..2 {
         apic::send_startup(number, (physical::TRAMPOLINE >> 12) as u8);
-        for _ in 0..100 {
+        for _ in 0..rounds {
             if count() > number {
                 break;
             }
