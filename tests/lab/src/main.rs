@@ -44,7 +44,7 @@ enum Verb {
     /// Boot a machine, load drivers, run commands against it
     Run(verbs::run::Arguments),
     /// Show it: four attacks on four processors, and what is found
-    Demo,
+    Demo(verbs::demo::Arguments),
     /// Run the test cases
     Test(verbs::test::Arguments),
     /// Count what the hypervisor costs
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Verb::Setup => verbs::setup::run(),
         Verb::Build(arguments) => verbs::build::run(&arguments),
         Verb::Run(arguments) => verbs::run::run(&arguments),
-        Verb::Demo => verbs::demo::run(),
+        Verb::Demo(arguments) => verbs::demo::run(&arguments),
         Verb::Test(arguments) => verbs::test::run(&arguments),
         Verb::Bench(arguments) => verbs::bench::run(&arguments),
         Verb::Lint => verbs::lint::run(),

@@ -3,6 +3,7 @@
 use super::Stage;
 use crate::machine::Emulator;
 use anyhow::{Result, ensure};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub(super) fn boots_and_shuts_down(stage: &mut Stage<'_>) -> Result<()> {
@@ -12,6 +13,21 @@ pub(super) fn boots_and_shuts_down(stage: &mut Stage<'_>) -> Result<()> {
         modules.contains("ntoskrnl.exe"),
         "the module list lacks the kernel: {modules}"
     );
+    machine.shut_down()
+}
+
+pub(super) fn runs_programs(stage: &mut Stage<'_>) -> Result<()> {
+    const PROGRAMS: [&str; 3] = ["jit", "compute", "syscalls"];
+    let machine = stage.boot()?;
+    let client = machine.client()?;
+    for program in PROGRAMS {
+        client.run_program(program, "")?;
+    }
+    thread::sleep(Duration::from_secs(1));
+    for program in PROGRAMS {
+        client.stop_program(program)?;
+    }
+    client.machine("workload syscalls 100")?;
     machine.shut_down()
 }
 
@@ -52,7 +68,7 @@ pub(super) fn a_hang_is_reported(stage: &mut Stage<'_>) -> Result<()> {
 /// The packaged Bochs 2.7: a second opinion on what its errors leave usable
 /// (`docs/src/lab.md`). One processor, and no look from outside.
 pub(super) fn packaged_bochs(stage: &mut Stage<'_>) -> Result<()> {
-    crate::setup::package("bochs")?;
+    crate::setup::emulator(Emulator::Bochs2)?;
     stage.options.emulator = Emulator::Bochs2;
     stage.options.time_limit = Duration::from_mins(4);
     let client = stage.boot_with_driver()?;

@@ -10,6 +10,7 @@ mod callers;
 mod cycles;
 mod drivers;
 mod exerciser;
+mod firmware;
 mod hidden;
 mod image;
 mod json;
@@ -24,13 +25,40 @@ pub(crate) use seeded::page as seeded_page;
 pub(crate) use stage::Stage;
 
 use crate::images;
-use crate::machine::Options;
+use crate::machine::{Emulator, Model, Options};
 use anyhow::Result;
 
-/// Processor models of the matrix: with mode-based execute control, and without.
-pub(crate) const MODELS: [&str; 2] = ["tigerlake", "corei7_haswell_4770"];
+/// Intel's models of the matrix: with mode-based execute control, and without.
+pub(crate) const MODELS: [Model; 2] = [Model::TIGERLAKE, Model::HASWELL];
+/// AMD's: in Bochs, and in QEMU.
+pub(crate) const AMD_MODELS: [Model; 2] = [Model::RYZEN, Model::EPYC];
 /// Numbers of processors of the matrix.
 pub(crate) const CPUS: [u32; 3] = [1, 2, 4];
+
+/// On which of AMD's models a case runs besides, with the numbers of processors
+/// that its [`On`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Amd {
+    /// On none: it is about VMX, or is still to come.
+    No,
+    /// In Bochs, which shows what it looks for (`machine/offers.rs`).
+    Bochs,
+    /// In Bochs and in QEMU.
+    Both,
+}
+
+impl Amd {
+    const fn models(self) -> &'static [Model] {
+        match self {
+            Self::No => &[],
+            Self::Bochs => AMD_MODELS.split_at(1).0,
+            Self::Both => &AMD_MODELS,
+        }
+    }
+}
+
+/// Whether specimens have their cases on AMD.
+const SPECIMENS_ON_AMD: Amd = Amd::No;
 
 /// On which machines a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +73,37 @@ enum On {
     Counts(&'static [u32]),
     /// One machine.
     Only(&'static str, u32),
+    /// No Intel model; AMD's with this number of processors.
+    NoIntel(u32),
+}
+
+impl On {
+    /// The machines, Intel's first.
+    fn machines(self, amd: Amd) -> Vec<(Model, u32)> {
+        const EIGHT_TOO: [u32; 4] = [1, 2, 4, 8];
+        let one;
+        let number;
+        let (models, counts): (&[Model], &[u32]) = match self {
+            Self::Matrix => (&MODELS, &CPUS),
+            Self::EightToo => (&MODELS, &EIGHT_TOO),
+            Self::Models => (&MODELS, &[2]),
+            Self::Counts(counts) => (&MODELS[..1], counts),
+            Self::Only(name, cpus) => {
+                one = [Model::intel(name)];
+                number = [cpus];
+                (&one, &number)
+            }
+            Self::NoIntel(cpus) => {
+                number = [cpus];
+                (&[], &number)
+            }
+        };
+        models
+            .iter()
+            .chain(amd.models())
+            .flat_map(|&model| counts.iter().map(move |&cpus| (model, cpus)))
+            .collect()
+    }
 }
 
 /// A case of the table.
@@ -52,6 +111,7 @@ struct Case {
     name: &'static str,
     about: &'static str,
     on: On,
+    amd: Amd,
     /// Left out unless `--long` is given.
     long: bool,
     run: fn(&mut Stage<'_>) -> Result<()>,
@@ -63,6 +123,7 @@ const TABLE: &[Case] = &[
         name: "driver-file",
         about: "hvdetect_driver.sys is an image that Windows would load",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: image::driver_file,
     },
@@ -70,6 +131,7 @@ const TABLE: &[Case] = &[
         name: "root-mode-code",
         about: "root mode's machine code: no import, panic, allocator, vector register; its stack",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: root_code::keeps_its_rules,
     },
@@ -77,6 +139,7 @@ const TABLE: &[Case] = &[
         name: "boot",
         about: "MiniNT boots, has all its processors, and shuts down cleanly",
         on: On::Matrix,
+        amd: Amd::Both,
         long: false,
         run: boot::boots_and_shuts_down,
     },
@@ -84,6 +147,7 @@ const TABLE: &[Case] = &[
         name: "large-memory",
         about: "8 GiB of RAM with the hole below 4 GiB: monitored, and the witness agrees",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: boot::large_memory,
     },
@@ -91,6 +155,7 @@ const TABLE: &[Case] = &[
         name: "eight-processors",
         about: "eight processors are taken over and given back",
         on: On::Only("tigerlake", 8),
+        amd: Amd::No,
         long: false,
         run: cycles::start_and_stop,
     },
@@ -98,6 +163,7 @@ const TABLE: &[Case] = &[
         name: "other-models",
         about: "sapphire_rapids is taken over and given back",
         on: On::Only("sapphire_rapids", 2),
+        amd: Amd::No,
         long: false,
         run: cycles::start_and_stop,
     },
@@ -105,6 +171,7 @@ const TABLE: &[Case] = &[
         name: "broadwell",
         about: "broadwell_ult is taken over and given back",
         on: On::Only("broadwell_ult", 2),
+        amd: Amd::No,
         long: false,
         run: cycles::start_and_stop,
     },
@@ -112,13 +179,39 @@ const TABLE: &[Case] = &[
         name: "hang",
         about: "a machine that hangs is ended in time, with registers and serial lines",
         on: On::Only("tigerlake", 2),
+        amd: Amd::Both,
         long: false,
         run: boot::a_hang_is_reported,
+    },
+    Case {
+        name: "svm-firmware",
+        about: "the firmware leaves VM_CR and EFER.SVME on every processor as it was told",
+        on: On::NoIntel(2),
+        amd: Amd::Bochs,
+        long: false,
+        run: firmware::svm_switches,
+    },
+    Case {
+        name: "specimens-bare",
+        about: "every specimen loads, does what it does and unloads without the hypervisor",
+        on: On::NoIntel(4),
+        amd: Amd::Both,
+        long: false,
+        run: specimens::on_the_bare_machine,
+    },
+    Case {
+        name: "programs-bare",
+        about: "ring-3 programs run without the hypervisor",
+        on: On::NoIntel(4),
+        amd: Amd::Both,
+        long: false,
+        run: boot::runs_programs,
     },
     Case {
         name: "wdm-driver-in-c",
         about: "a third party's WDM driver, built with mingw-w64, loads, works and unloads",
         on: On::Models,
+        amd: Amd::Both,
         long: false,
         run: drivers::in_c,
     },
@@ -126,6 +219,7 @@ const TABLE: &[Case] = &[
         name: "wdm-driver-monitored",
         about: "the same below the hypervisor, with nothing found",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: drivers::in_c_monitored,
     },
@@ -133,6 +227,7 @@ const TABLE: &[Case] = &[
         name: "unresolved-import",
         about: "a driver with an unresolved import is refused by a sentence that names it",
         on: On::Only("tigerlake", 1),
+        amd: Amd::Both,
         long: false,
         run: drivers::unresolved_import,
     },
@@ -140,6 +235,7 @@ const TABLE: &[Case] = &[
         name: "start-stop",
         about: "monitoring starts and stops; the witness looks between",
         on: On::Matrix,
+        amd: Amd::No,
         long: false,
         run: cycles::start_and_stop,
     },
@@ -147,6 +243,7 @@ const TABLE: &[Case] = &[
         name: "cycles-under-load",
         about: "50 start/stop cycles while programs and drivers run; registers as before",
         on: On::Matrix,
+        amd: Amd::No,
         long: false,
         run: cycles::fifty_under_load,
     },
@@ -154,6 +251,7 @@ const TABLE: &[Case] = &[
         name: "same-registers",
         about: "every register is as before, below the hypervisor and after it",
         on: On::Matrix,
+        amd: Amd::No,
         long: false,
         run: state::is_the_same_before_below_and_after,
     },
@@ -161,6 +259,7 @@ const TABLE: &[Case] = &[
         name: "guest-nmis",
         about: "the guest's own NMIs are neither lost nor invented",
         on: On::Matrix,
+        amd: Amd::No,
         long: false,
         run: state::nmis_are_neither_lost_nor_invented,
     },
@@ -168,6 +267,7 @@ const TABLE: &[Case] = &[
         name: "instructions",
         about: "single instructions do what they do on the bare processor",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::peers,
     },
@@ -175,6 +275,7 @@ const TABLE: &[Case] = &[
         name: "msr-sweep",
         about: "every MSR, read and written, is as on the bare processor but for the allow-list",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::msrs,
     },
@@ -182,6 +283,7 @@ const TABLE: &[Case] = &[
         name: "cpuid-sweep",
         about: "every CPUID leaf is as on the bare processor but for the allow-list",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::cpuid,
     },
@@ -189,6 +291,7 @@ const TABLE: &[Case] = &[
         name: "control-register-sweep",
         about: "bits of CR0 and CR4 and patterns of XCR0 do what they do on the bare processor",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::control_registers,
     },
@@ -196,6 +299,7 @@ const TABLE: &[Case] = &[
         name: "event-delivery",
         about: "events through IDT, GDT, TSS, stacks and handlers that fault: once each, same frame",
         on: On::Matrix,
+        amd: Amd::No,
         long: false,
         run: exerciser::delivery,
     },
@@ -203,6 +307,7 @@ const TABLE: &[Case] = &[
         name: "nmi-flood",
         about: "10,000 NMIs at random moments on four busy processors: each seen once",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: false,
         run: exerciser::nmi_flood,
     },
@@ -210,6 +315,7 @@ const TABLE: &[Case] = &[
         name: "million-nmis",
         about: "1,000,000 NMIs at random moments on four busy processors: each seen once",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: true,
         run: exerciser::long_nmi_flood,
     },
@@ -217,6 +323,7 @@ const TABLE: &[Case] = &[
         name: "register-patterns",
         about: "vector, x87 and debug registers and segment bases survive 10,000 exits",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::registers_survive,
     },
@@ -224,6 +331,7 @@ const TABLE: &[Case] = &[
         name: "register-patterns-million",
         about: "vector, x87 and debug registers and segment bases survive 1,000,000 exits",
         on: On::Models,
+        amd: Amd::No,
         long: true,
         run: exerciser::registers_survive_a_million,
     },
@@ -231,6 +339,7 @@ const TABLE: &[Case] = &[
         name: "processor-restart",
         about: "INIT and startup IPIs restart processors below the hypervisor",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::restarts,
     },
@@ -238,6 +347,7 @@ const TABLE: &[Case] = &[
         name: "triple-fault",
         about: "a triple fault of the guest ends the machine as without the hypervisor",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: exerciser::triple_fault,
     },
@@ -245,6 +355,7 @@ const TABLE: &[Case] = &[
         name: "packaged-bochs",
         about: "Bochs 2.7 as Debian packages it: an attack is found there too",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: true,
         run: boot::packaged_bochs,
     },
@@ -252,6 +363,7 @@ const TABLE: &[Case] = &[
         name: "interleavings",
         about: "start, attack and stop with every second quantum from 1 to 31",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: false,
         run: cycles::interleavings,
     },
@@ -259,6 +371,7 @@ const TABLE: &[Case] = &[
         name: "thousand-cycles",
         about: "1,000 start/stop cycles under load; registers as before",
         on: On::Counts(&[1, 2, 4, 8]),
+        amd: Amd::No,
         long: true,
         run: cycles::thousand_under_load,
     },
@@ -266,6 +379,7 @@ const TABLE: &[Case] = &[
         name: "no-mtf",
         about: "the fallback step, on a processor that pretends to have no MTF",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: specimens::without_mtf,
     },
@@ -273,6 +387,7 @@ const TABLE: &[Case] = &[
         name: "rwx-bounded",
         about: "a driver with a read-write-execute section runs at a bounded cost",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: specimens::mixed_section_is_bounded,
     },
@@ -280,6 +395,7 @@ const TABLE: &[Case] = &[
         name: "driver-storm",
         about: "75 drivers come and go below the hypervisor, and nothing is found",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: specimens::driver_storm,
     },
@@ -287,6 +403,7 @@ const TABLE: &[Case] = &[
         name: "no-mtf-forms",
         about: "every form of self-writing instruction, stepped without MTF",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: specimens::all_forms_without_mtf,
     },
@@ -294,6 +411,7 @@ const TABLE: &[Case] = &[
         name: "jit-silent",
         about: "ring-3 programs, one of which rewrites its own code, cause no finding",
         on: On::Models,
+        amd: Amd::No,
         long: false,
         run: specimens::programs_are_silent,
     },
@@ -301,6 +419,7 @@ const TABLE: &[Case] = &[
         name: "locked-off",
         about: "VT-x locked off by the firmware: refused, nothing changed",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::locked_off,
     },
@@ -308,6 +427,7 @@ const TABLE: &[Case] = &[
         name: "locked-off-on-one",
         about: "VT-x not enabled on the second processor only: refused, all given back",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::not_on_second_processor,
     },
@@ -315,6 +435,7 @@ const TABLE: &[Case] = &[
         name: "vmx-in-use",
         about: "CR4.VMXE is set by somebody else: refused",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::vmx_in_use,
     },
@@ -322,6 +443,7 @@ const TABLE: &[Case] = &[
         name: "odd-firmware",
         about: "IA32_FEATURE_CONTROL unlocked or never written; unusual and overlapping MTRRs",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::odd_firmware,
     },
@@ -329,6 +451,7 @@ const TABLE: &[Case] = &[
         name: "hypervisor-present",
         about: "a hypervisor below us: refused",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::hypervisor_present,
     },
@@ -336,6 +459,7 @@ const TABLE: &[Case] = &[
         name: "no-ept",
         about: "a processor with VT-x but without EPT: refused",
         on: On::Only("core2_penryn_t9600", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::no_ept,
     },
@@ -343,6 +467,7 @@ const TABLE: &[Case] = &[
         name: "no-vmx",
         about: "a processor without VT-x: refused",
         on: On::Only("p4_prescott_celeron_336", 1),
+        amd: Amd::No,
         long: false,
         run: refusals::no_vmx,
     },
@@ -350,6 +475,7 @@ const TABLE: &[Case] = &[
         name: "twice",
         about: "start while started and stop while stopped are refused, state unchanged",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: refusals::start_and_stop_twice,
     },
@@ -357,6 +483,7 @@ const TABLE: &[Case] = &[
         name: "two-callers",
         about: "two callers start and stop at once: one does it, the other is told so",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: false,
         run: callers::two_at_once,
     },
@@ -364,6 +491,7 @@ const TABLE: &[Case] = &[
         name: "killed-callers",
         about: "callers of start and stop and readers are killed at any moment",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: callers::killed,
     },
@@ -371,6 +499,7 @@ const TABLE: &[Case] = &[
         name: "nobody-reads",
         about: "findings that nobody reads: drops are counted, the guest goes on",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: callers::never_reads,
     },
@@ -378,6 +507,7 @@ const TABLE: &[Case] = &[
         name: "vectors-survive",
         about: "XMM0 to XMM15 and MXCSR are the same after a million exits",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: state::vectors_survive,
     },
@@ -385,6 +515,7 @@ const TABLE: &[Case] = &[
         name: "memory-types-follow",
         about: "a range register written while monitored reaches the nested tables",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: state::memory_types_follow,
     },
@@ -392,6 +523,7 @@ const TABLE: &[Case] = &[
         name: "cpuid-follows-cr4",
         about: "CPUID shows OSXSAVE as the guest's own CR4 has it",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: state::cpuid_follows_cr4,
     },
@@ -399,6 +531,7 @@ const TABLE: &[Case] = &[
         name: "steps-end",
         about: "after a page that wrote itself nothing is stepped any more",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: state::steps_end,
     },
@@ -406,6 +539,7 @@ const TABLE: &[Case] = &[
         name: "vmx-is-hidden",
         about: "below the hypervisor no register and no CPUID leaf shows VMX",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: hidden::vmx_is_hidden,
     },
@@ -413,6 +547,7 @@ const TABLE: &[Case] = &[
         name: "json-of-hvdetect",
         about: "watch and status print every promised field, of its type",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: json::of_the_command,
     },
@@ -420,6 +555,7 @@ const TABLE: &[Case] = &[
         name: "json-of-the-lab",
         about: "so do `cargo lab run` and `bench`; pure compute is free, a warm pass flips nothing",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: json::of_the_lab,
     },
@@ -427,6 +563,7 @@ const TABLE: &[Case] = &[
         name: "no-driver",
         about: "the command without a driver exits 4 and says what to do",
         on: On::Only("tigerlake", 1),
+        amd: Amd::No,
         long: false,
         run: refusals::no_driver,
     },
@@ -434,6 +571,7 @@ const TABLE: &[Case] = &[
         name: "bad-ioctls",
         about: "unknown, short and oversized requests are refused by their own status",
         on: On::Only("tigerlake", 2),
+        amd: Amd::Both,
         long: false,
         run: refusals::bad_requests,
     },
@@ -445,6 +583,7 @@ const SEEDED: &[Case] = &[
         name: "launch-failures",
         about: "each step of the launch fails on each core: refused, all as before",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: false,
         run: seeded::launch_failures,
     },
@@ -452,6 +591,7 @@ const SEEDED: &[Case] = &[
         name: "allocation-failures",
         about: "each allocation of the start fails: refused, all as before",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: seeded::allocation_failures,
     },
@@ -459,6 +599,7 @@ const SEEDED: &[Case] = &[
         name: "cannot-leave",
         about: "a core that cannot be given back: said, nothing freed, the driver stays",
         on: On::Only("tigerlake", 2),
+        amd: Amd::No,
         long: false,
         run: seeded::cannot_leave,
     },
@@ -466,6 +607,7 @@ const SEEDED: &[Case] = &[
         name: "slow-core",
         about: "a core that answers late delays, and does no harm",
         on: On::Only("tigerlake", 4),
+        amd: Amd::No,
         long: false,
         run: seeded::slow_core,
     },
@@ -480,7 +622,7 @@ pub(crate) struct Instance {
     pub(crate) about: String,
     /// Left out unless asked for.
     pub(crate) long: bool,
-    model: &'static str,
+    model: Model,
     cpus: u32,
     what: What,
 }
@@ -509,10 +651,14 @@ impl Instance {
     /// The machine that it runs on.
     pub(crate) fn options(&self) -> Options {
         Options {
-            model: self.model.to_owned(),
             cpus: self.cpus,
-            ..Options::intel()
+            ..Options::of(self.model)
         }
+    }
+
+    /// What it needs installed.
+    pub(crate) const fn emulator(&self) -> Emulator {
+        self.model.emulator
     }
 
     /// Runs it.
@@ -529,23 +675,10 @@ impl Instance {
 /// Every instance, in the order in which they run.
 pub(crate) fn instances() -> Result<Vec<Instance>> {
     let mut all = Vec::new();
-    let mut add = |name: &str, about: &str, long: bool, on: On, what: What| {
-        let machines: Vec<(&'static str, u32)> = match on {
-            On::Matrix => MODELS
-                .into_iter()
-                .flat_map(|model| CPUS.map(|cpus| (model, cpus)))
-                .collect(),
-            On::EightToo => MODELS
-                .iter()
-                .flat_map(|model| CPUS.into_iter().chain([8]).map(move |cpus| (*model, cpus)))
-                .collect(),
-            On::Models => MODELS.map(|model| (model, 2)).to_vec(),
-            On::Counts(counts) => counts.iter().map(|&cpus| (MODELS[0], cpus)).collect(),
-            On::Only(model, cpus) => vec![(model, cpus)],
-        };
+    let mut add = |name: &str, about: &str, long: bool, machines: Vec<(Model, u32)>, what: What| {
         for (model, cpus) in machines {
             all.push(Instance {
-                name: format!("{name}/{model}/{cpus}"),
+                name: format!("{name}/{}/{cpus}", model.name),
                 about: about.to_owned(),
                 long,
                 model,
@@ -559,7 +692,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             case.name,
             case.about,
             case.long,
-            case.on,
+            case.on.machines(case.amd),
             What::Function(case.run),
         );
     }
@@ -569,7 +702,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             &name,
             &about,
             false,
-            On::EightToo,
+            On::EightToo.machines(SPECIMENS_ON_AMD),
             What::Specimen(name.clone()),
         );
     }
@@ -578,7 +711,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             case.name,
             case.about,
             case.long,
-            case.on,
+            case.on.machines(case.amd),
             What::Seeded(case.run),
         );
     }
@@ -595,7 +728,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             &format!("seeded/{}", fault.name),
             &format!("{} fails with this mistake planted", fault.case),
             true,
-            On::Only(fault.model, fault.cpus),
+            On::Only(fault.model, fault.cpus).machines(Amd::No),
             What::Planted(fault, Box::new(what)),
         );
     }

@@ -9,6 +9,7 @@
 use super::Stage;
 use crate::finding::{Expectation, Finding};
 use crate::images;
+use crate::machine::Look;
 use crate::place;
 use crate::session::service_name;
 use anyhow::{Context, Result, bail, ensure};
@@ -147,7 +148,7 @@ fn has_said(stage: &Stage<'_>, expected: &Expectation) -> Result<()> {
 /// hypervisor. At the first exit for a fetch from a foreign frame that count
 /// must be zero.
 fn before_the_first_instruction(stage: &Stage<'_>, findings: &[Finding]) -> Result<()> {
-    if !stage.options.count_frames {
+    if !stage.options.count_frames || !stage.options.emulator.offers(Look::Counts) {
         return Ok(());
     }
     let fetches = stage.machine()?.fetches()?;
@@ -178,6 +179,22 @@ fn before_the_first_instruction(stage: &Stage<'_>, findings: &[Finding]) -> Resu
         );
     }
     Ok(())
+}
+
+/// Every specimen, one after the other on one machine that nobody monitors. The
+/// driver is loaded, since some of them attack the modules that come with it.
+pub(super) fn on_the_bare_machine(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot_with_driver()?;
+    for name in images::specimen_names()? {
+        let expected = expectation(&name)?;
+        client
+            .start_service(&expected.service)
+            .context(name.clone())?;
+        thread::sleep(Duration::from_millis(expected.run_ms));
+        has_said(stage, &expected).context(name.clone())?;
+        client.stop_service(&expected.service).context(name)?;
+    }
+    stage.end()
 }
 
 /// Exits of all kinds so far.

@@ -7,7 +7,7 @@
 //! therefore live as long as the machine.
 
 use super::options::{Emulator, Options};
-use super::{bochsrc, qemu};
+use super::{bochsrc, qemu, qmp};
 use crate::setup::Bochs;
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ pub(crate) const EXIT_SHUTDOWN_STATE: i32 = 125;
 pub(crate) struct Process {
     child: Arc<Mutex<Child>>,
     directory: PathBuf,
-    controlled: bool,
+    emulator: Emulator,
 }
 
 /// Starts the emulator in `directory`, where `rom.bin` and `image.bin` lie, and
@@ -98,6 +98,7 @@ fn spawn(options: &Options, bochs: Option<&Bochs>, directory: &Path, port: u16) 
             ]);
         }
         Emulator::Qemu => {
+            drop(fs::remove_file(directory.join(qemu::MONITOR)));
             command
                 .arg("qemu-system-x86_64")
                 .args(qemu::arguments(options, port));
@@ -114,7 +115,7 @@ fn spawn(options: &Options, bochs: Option<&Bochs>, directory: &Path, port: u16) 
     Ok(Process {
         child: Arc::new(Mutex::new(child)),
         directory: directory.to_owned(),
-        controlled: options.emulator == Emulator::Bochs,
+        emulator: options.emulator,
     })
 }
 
@@ -181,10 +182,18 @@ impl Process {
         format!("{}{}", read("bochs.log"), read("emulator.log"))
     }
 
+    /// Registers of every processor, as an array of objects.
+    pub(crate) fn registers(&self, limit: Duration) -> Result<serde_json::Value> {
+        match self.emulator {
+            Emulator::Qemu => qmp::registers(&self.directory.join(qemu::MONITOR), limit),
+            Emulator::Bochs | Emulator::Bochs2 => self.control("registers", limit),
+        }
+    }
+
     /// Asks our instrumentation one question; the answer is one line of JSON.
     pub(crate) fn control(&self, command: &str, limit: Duration) -> Result<serde_json::Value> {
-        if !self.controlled {
-            bail!("this emulator has no instrumentation");
+        if self.emulator != Emulator::Bochs {
+            bail!("{} has no instrumentation", self.emulator.name());
         }
         let stream = UnixStream::connect(self.directory.join("control"))
             .context("connect to the emulator's control socket")?;

@@ -10,12 +10,16 @@ mod bochsrc;
 mod broker;
 mod client;
 mod emulator;
+pub(crate) mod exits;
+mod offers;
 mod options;
 mod qemu;
+mod qmp;
 
 pub(crate) use broker::Hello;
 pub(crate) use client::Client;
-pub(crate) use options::{Emulator, Options, Vendor};
+pub(crate) use offers::Look;
+pub(crate) use options::{Emulator, Model, Options, Vendor};
 
 use crate::place::RunDirectory;
 use crate::progress::last_lines;
@@ -178,7 +182,7 @@ impl Machine {
 
     /// Registers of every processor, now.
     pub(crate) fn registers(&self) -> Result<Value> {
-        self.process.control("registers", Duration::from_secs(10))
+        self.process.registers(Duration::from_secs(10))
     }
 
     /// Stops the machine for a moment and takes down its whole state.
@@ -203,8 +207,8 @@ impl Machine {
             .process
             .wait(self.time_left())
             .with_context(|| format!("the machine did not shut down\n{}", self.report()))?;
-        // Packaged Bochs and QEMU have exit codes of their own.
-        if self.options.emulator == Emulator::Bochs && status.code() != Some(0) {
+        let expected = self.options.emulator.exit_code(0);
+        if expected.is_some() && status.code() != expected {
             bail!(
                 "the machine {}\n{}",
                 emulator::describe(status),
@@ -292,12 +296,10 @@ fn guard(watch: &Shared, process: &Process, broker: &Broker, deadline: Instant) 
     while !state.over {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let registers = process
-                .control("registers", Duration::from_secs(3))
-                .map_or_else(
-                    |error| format!("{error:#}\n"),
-                    |value| describe_registers(&value),
-                );
+            let registers = process.registers(Duration::from_secs(3)).map_or_else(
+                |error| format!("{error:#}\n"),
+                |value| describe_registers(&value),
+            );
             let counters = process
                 .control("counters", Duration::from_secs(3))
                 .map_or_else(|_| String::new(), |value| describe_counters(&value));
@@ -365,14 +367,18 @@ pub(crate) fn describe_registers(all: &Value) -> String {
             3 => "waiting for SIPI",
             _ => "in MWAIT",
         };
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "  CPU {}: {} {}, {activity}, {} instructions",
+            "  CPU {}: {} {}, {activity}",
             number("cpu"),
             cpu["vendor"].as_str().unwrap_or("?"),
             cpu["mode"].as_str().unwrap_or("?"),
-            number("icount"),
         );
+        // QEMU counts none.
+        if let Some(count) = cpu["icount"].as_u64() {
+            let _ = write!(text, ", {count} instructions");
+        }
+        text.push('\n');
         for row in [
             ["rip", "rflags", "cr3", "cr2"],
             ["rax", "rbx", "rcx", "rdx"],

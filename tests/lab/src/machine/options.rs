@@ -68,13 +68,66 @@ pub(crate) struct Options {
     pub(crate) hypervisor_bit: bool,
 }
 
-impl Options {
-    /// The machine of the demonstration: four Intel processors, 256 MiB.
-    pub(crate) fn intel() -> Self {
+/// A processor model together with the emulator that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Model {
+    /// Its name in cases and figures.
+    pub(crate) name: &'static str,
+    /// Vendor of the processors.
+    pub(crate) vendor: Vendor,
+    /// Emulator.
+    pub(crate) emulator: Emulator,
+    /// The emulator's own name of it.
+    pub(crate) processor: &'static str,
+}
+
+impl Model {
+    /// A model of our Bochs, under Bochs's own name.
+    const fn bochs(vendor: Vendor, name: &'static str) -> Self {
         Self {
-            vendor: Vendor::Intel,
+            name,
+            vendor,
             emulator: Emulator::Bochs,
-            model: "tigerlake".to_owned(),
+            processor: name,
+        }
+    }
+
+    /// VMX with all that is used of it.
+    pub(crate) const TIGERLAKE: Self = Self::bochs(Vendor::Intel, "tigerlake");
+    /// VMX without mode-based execute control.
+    pub(crate) const HASWELL: Self = Self::bochs(Vendor::Intel, "corei7_haswell_4770");
+    /// SVM in Bochs: one thread, repeatable, seen from outside.
+    pub(crate) const RYZEN: Self = Self::bochs(Vendor::Amd, "ryzen");
+    /// SVM in QEMU: one thread a processor.
+    pub(crate) const EPYC: Self = Self {
+        name: "epyc",
+        vendor: Vendor::Amd,
+        emulator: Emulator::Qemu,
+        processor: "EPYC",
+    };
+
+    /// Another of Bochs's Intel models.
+    pub(crate) const fn intel(name: &'static str) -> Self {
+        Self::bochs(Vendor::Intel, name)
+    }
+
+    /// The model that stands for a vendor on an emulator.
+    pub(crate) const fn of(vendor: Vendor, emulator: Emulator) -> Self {
+        match (vendor, emulator) {
+            (_, Emulator::Qemu) => Self::EPYC,
+            (Vendor::Intel, _) => Self::TIGERLAKE,
+            (Vendor::Amd, _) => Self::RYZEN,
+        }
+    }
+}
+
+impl Options {
+    /// The machine of the demonstration: four processors of this model, 256 MiB.
+    pub(crate) fn of(model: Model) -> Self {
+        Self {
+            vendor: model.vendor,
+            emulator: model.emulator,
+            model: model.processor.to_owned(),
             cpus: 4,
             ram: 256,
             quantum: 16,
@@ -84,12 +137,9 @@ impl Options {
         }
     }
 
-    /// The model that stands for a vendor on an emulator.
-    pub(crate) const fn default_model(vendor: Vendor, emulator: Emulator) -> &'static str {
-        match (vendor, emulator) {
-            (_, Emulator::Qemu) => "EPYC",
-            (Vendor::Intel, _) => "tigerlake",
-            (Vendor::Amd, _) => "ryzen",
-        }
+    /// The same with Intel processors.
+    #[cfg(test)]
+    pub(crate) fn intel() -> Self {
+        Self::of(Model::TIGERLAKE)
     }
 }

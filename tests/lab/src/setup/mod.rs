@@ -12,6 +12,7 @@ mod toolchain;
 pub(crate) use bochs::Bochs;
 pub(crate) use toolchain::Toolchain;
 
+use crate::machine::Emulator;
 use crate::place;
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -44,7 +45,7 @@ const PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
-/// Makes the machine ready for the Intel lab.
+/// Makes the machine ready for the lab with our Bochs.
 pub(crate) fn all() -> Result<Tools> {
     let _lock = lock()?;
     apt::install(PACKAGES)?;
@@ -53,8 +54,16 @@ pub(crate) fn all() -> Result<Tools> {
     Ok(Tools { toolchain, bochs })
 }
 
-/// Packages of the second opinions, installed only when asked for.
-pub(crate) fn package(name: &str) -> Result<()> {
+/// What an emulator other than our Bochs needs besides, installed only when asked for.
+pub(crate) fn emulator(which: Emulator) -> Result<()> {
+    match which {
+        Emulator::Bochs => Ok(()),
+        Emulator::Bochs2 => package("bochs"),
+        Emulator::Qemu => package("qemu-system-x86"),
+    }
+}
+
+fn package(name: &str) -> Result<()> {
     let _lock = lock()?;
     apt::install(&[name])
 }

@@ -10,12 +10,12 @@
 //!
 //! Cycles are not measured: no processor is emulated to that depth.
 
+use super::processor::Processor;
 use crate::code::{Function, Image};
 use crate::images::{self, Images, Profile, Wanted};
-use crate::machine::{Client, Machine, Options};
+use crate::machine::{Client, Look, Machine, Options, Vendor, exits};
 use crate::progress;
 use crate::session::Session;
-use crate::setup;
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -34,9 +34,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4],
           value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: Vec<u32>,
-    /// Processor model
-    #[arg(long, default_value = "tigerlake")]
-    model: String,
+    #[command(flatten)]
+    processor: Processor,
     /// RAM in MiB
     #[arg(long, default_value_t = 256)]
     ram: u32,
@@ -188,17 +187,27 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         bail!("no such workload; there are: {}", names.join(", "));
     }
-    let tools = setup::all()?;
+    let options = arguments.processor.options()?;
+    if !options.emulator.offers(Look::Counts) {
+        bail!(
+            "{} counts no instructions: use --emulator bochs",
+            options.emulator.name()
+        );
+    }
+    let switch = match options.vendor {
+        Vendor::Intel => "CR4.VMXE",
+        Vendor::Amd => "EFER.SVME",
+    };
+    let tools = arguments.processor.tools()?;
     let images = images::build(&tools.toolchain, Profile::Release, Wanted::All)?;
     let session = Session::new(&images);
     for &cpus in &arguments.cpus {
         let options = Options {
-            model: arguments.model.clone(),
             cpus,
             ram: arguments.ram,
             quantum: 1,
             time_limit: Duration::from_mins(15),
-            ..Options::intel()
+            ..options.clone()
         };
         let machine = session.boot(options, Some(&tools.bochs))?;
         let profiler = arguments
@@ -223,8 +232,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         for workload in &wanted {
             println!("{:14} {}", workload.name, workload.about);
         }
-        println!("launch         CR4.VMXE set to first VM entry, worst core");
-        println!("leave          last VM exit to CR4.VMXE clear, worst core");
+        println!("launch         {switch} set to first VM entry, worst core");
+        println!("leave          last VM exit to {switch} clear, worst core");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -405,8 +414,8 @@ fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Line
         #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
         let ratio = on.instructions as f64 / off.instructions.max(1) as f64;
         let mut line = frame(workload.name, true, on.instructions, Some(ratio));
-        line.fields["exits"] = named(&total(&on.counters, "exits"));
-        line.root = named(&total(&on.counters, "root_by_exit"));
+        line.fields["exits"] = named(options.vendor, &total(&on.counters, "exits"));
+        line.root = named(options.vendor, &total(&on.counters, "root_by_exit"));
         if let Some(status) = &on.status {
             line.fields["flips"] = status["flips"].clone();
             line.fields["invalidations"] = status["invalidations"].clone();
@@ -418,34 +427,14 @@ fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Line
     lines
 }
 
-/// Names for the emulator's exit reasons, those of `hvdetect status` (Intel SDM,
-/// "VMX Basic Exit Reasons").
-fn named(counts: &Value) -> Value {
+/// Counts by the names of the exit reasons.
+fn named(vendor: Vendor, counts: &Value) -> Value {
     Value::Object(
         counts
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(reason, count)| {
-                let name = match reason.as_str() {
-                    "0" => "exception-or-nmi",
-                    "1" => "external-interrupt",
-                    "3" => "init",
-                    "4" => "sipi",
-                    "8" => "nmi-window",
-                    "10" => "cpuid",
-                    "18" => "vmcall",
-                    "28" => "control-register",
-                    "31" => "rdmsr",
-                    "32" => "wrmsr",
-                    "37" => "monitor-trap-flag",
-                    "48" => "ept-violation",
-                    "52" => "preemption-timer",
-                    "55" => "xsetbv",
-                    other => return (format!("reason-{other}"), count.clone()),
-                };
-                (name.to_owned(), count.clone())
-            })
+            .map(|(reason, count)| (exits::name(vendor, reason), count.clone()))
             .collect(),
     )
 }
@@ -589,7 +578,7 @@ mod tests {
     #[test]
     fn reasons_get_their_names() {
         assert_eq!(
-            named(&json!({"10": 3, "77": 1})),
+            named(Vendor::Intel, &json!({"10": 3, "77": 1})),
             json!({"cpuid": 3, "reason-77": 1})
         );
     }

@@ -29,7 +29,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!(
         "\nProcessor models of the matrix: {}; processors: {}. Others: sapphire_rapids, \
          broadwell_ult, and what `bochs --help cpu` lists.",
-        cases::MODELS.join(", "),
+        cases::MODELS
+            .iter()
+            .chain(&cases::AMD_MODELS)
+            .map(|model| model.name)
+            .collect::<Vec<_>>()
+            .join(", "),
         cases::CPUS.map(|count| count.to_string()).join(", ")
     );
     Ok(ExitCode::SUCCESS)

@@ -1,10 +1,11 @@
 //! `cargo lab run`: one machine, the drivers and commands that were asked for.
 
+use super::processor::Processor;
 use crate::images::{self, Profile, Wanted};
-use crate::machine::{Emulator, Machine, Options, Vendor};
+use crate::machine::{Look, Machine, Options};
+use crate::progress;
 use crate::session::{self, Session};
-use crate::{progress, setup};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,15 +14,8 @@ use std::time::Duration;
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct Arguments {
-    /// Vendor of the processors
-    #[arg(long, value_enum, default_value = "intel")]
-    cpu: Vendor,
-    /// Emulator; by default Bochs 3.0
-    #[arg(long, value_enum, default_value = "bochs")]
-    emulator: Emulator,
-    /// The emulator's processor model
-    #[arg(long)]
-    model: Option<String>,
+    #[command(flatten)]
+    processor: Processor,
     /// Number of processors
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=32))]
     cpus: u32,
@@ -75,15 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn attempt(arguments: &Arguments) -> Result<i32> {
-    if arguments.emulator == Emulator::Qemu && arguments.cpu == Vendor::Intel {
-        bail!("QEMU emulates no VT-x: use --cpu amd with --emulator qemu");
-    }
-    let tools = setup::all()?;
-    match arguments.emulator {
-        Emulator::Bochs => {}
-        Emulator::Bochs2 => setup::package("bochs")?,
-        Emulator::Qemu => setup::package("qemu-system-x86")?,
-    }
+    let tools = arguments.processor.tools()?;
     let profile = if arguments.debug {
         Profile::Debug
     } else {
@@ -102,18 +88,15 @@ fn attempt(arguments: &Arguments) -> Result<i32> {
     }
     session.boot_words(&arguments.boot);
     let options = Options {
-        vendor: arguments.cpu,
-        emulator: arguments.emulator,
-        model: arguments.model.clone().unwrap_or_else(|| {
-            Options::default_model(arguments.cpu, arguments.emulator).to_owned()
-        }),
         cpus: arguments.cpus,
         ram: arguments.ram,
         quantum: arguments.quantum,
         time_limit: Duration::from_secs(arguments.time_limit),
-        count_frames: false,
-        hypervisor_bit: false,
+        ..arguments.processor.options()?
     };
+    if arguments.boot.contains("svm=") && !options.emulator.offers(Look::VmCr) {
+        progress::note("this emulator's VM_CR always reads 0: svm=… changes nothing");
+    }
     let machine = session.boot(options, Some(&tools.bochs))?;
     progress::note(&format!(
         "{}: {} {} processors",

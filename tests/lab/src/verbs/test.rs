@@ -2,6 +2,7 @@
 
 use crate::cases::{self, Instance, Stage};
 use crate::images::{self, Images, Profile, Wanted};
+use crate::machine::Emulator;
 use crate::progress;
 use crate::setup::{self, Tools};
 use anyhow::{Result, bail};
@@ -56,6 +57,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("no case has such a name; see `cargo lab list`");
     }
     let tools = setup::all()?;
+    if wanted.iter().any(|one| one.emulator() == Emulator::Qemu) {
+        setup::emulator(Emulator::Qemu)?;
+    }
     let profile = if arguments.debug {
         Profile::Debug
     } else {

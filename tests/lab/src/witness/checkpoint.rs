@@ -35,7 +35,17 @@ pub(crate) struct Cpu {
     pub(crate) mtf: bool,
     /// Physical address of the MSR bitmap.
     pub(crate) msr_bitmap: u64,
-    /// Host state of the VMCS.
+    /// Physical address of the VMCB of the last VMRUN.
+    pub(crate) vmcb: u64,
+    /// Nested CR3 of that VMCB.
+    pub(crate) ncr3: u64,
+    /// Physical address of the I/O permissions map, 0 if there is none.
+    pub(crate) iopm: u64,
+    /// Physical address of the MSR permissions map.
+    pub(crate) msrpm: u64,
+    /// `VM_HSAVE_PA`.
+    pub(crate) vm_hsave_pa: u64,
+    /// Host state, of the VMCS or as VMRUN saved it.
     pub(crate) host_cr3: u64,
     /// As above.
     pub(crate) host_rsp: u64,
@@ -43,8 +53,10 @@ pub(crate) struct Cpu {
     pub(crate) host_gdtr: u64,
     /// As above.
     pub(crate) host_idtr: u64,
-    /// As above.
+    /// As above; VMRUN does not save it.
     pub(crate) host_tr: u64,
+    /// Limit of the host's GDT, with SVM only.
+    pub(crate) host_gdtr_limit: u64,
     /// Memory-type range registers.
     #[serde(flatten)]
     pub(crate) mtrr: Mtrr,

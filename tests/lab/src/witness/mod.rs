@@ -4,34 +4,38 @@
 //! It shares no code with `ept` or `hv-core` and asks neither: nested tables,
 //! host tables and MTRRs are read from guest-physical memory and registers, by
 //! what the Intel SDM says of them (volume 3, "EPT Mechanism", "Memory Type
-//! Range Registers", "4-Level Paging"). Pure: bytes in, verdict out.
+//! Range Registers", "4-Level Paging") and the AMD64 APM (volume 2, "Nested
+//! Paging"). Pure: bytes in, verdict out.
 //!
 //! The promises:
 //! 1. No page is writable and executable by the kernel at once. One core that is
 //!    just stepping one instruction on its own tables may have one such page, or
 //!    two if the instruction crosses a page boundary.
 //! 2. No page of the hypervisor is mapped for the guest at any address: the VMX
-//!    regions, the nested tables themselves, the host's page tables, code,
-//!    stack, IDT, GDT and TSS, the MSR bitmap.
-//! 3. Memory types are the MTRRs'.
+//!    regions or the VMCB and the host save area, the nested tables themselves, the
+//!    host's page tables, code, stack, IDT, GDT and TSS, the maps of MSRs and ports.
+//! 3. Memory types are the MTRRs' (with NPT: no leaf asks for one).
 //! 4. No large page is executable by the kernel.
 //! 5. What is not identity-mapped is mapped to one dummy frame.
+//! 6. No entry has a reserved bit set; in NPT, each is a user page.
 
 mod checkpoint;
 mod ept;
 mod mtrr;
+mod nested;
+mod npt;
 mod paging;
 
 pub(crate) use checkpoint::Checkpoint;
 
 use checkpoint::Cpu;
-use ept::{Leaf, PAGE};
+use nested::{Leaf, PAGE, Root, Space};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the witness saw.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Testimony {
-    /// Processors in VMX operation with nested tables in use.
+    /// Processors in VMX operation, or with SVM on, with nested tables in use.
     pub(crate) virtualized: usize,
     /// Pages that the kernel may execute.
     pub(crate) executable: u64,
@@ -75,21 +79,23 @@ pub(crate) fn examine(checkpoint: &Checkpoint) -> Testimony {
     let virtualized: Vec<&Cpu> = checkpoint
         .cpus
         .iter()
-        .filter(|cpu| cpu.vendor == "vmx" && cpu.eptp != 0)
+        .filter(|cpu| Root::of(cpu).is_some())
         .collect();
     testimony.virtualized = virtualized.len();
     testimony.in_root = virtualized.iter().any(|cpu| cpu.mode == "root");
 
     let mut hypervisor: BTreeMap<u64, &'static str> = BTreeMap::new();
-    let mut roots: BTreeMap<u64, Vec<&Cpu>> = BTreeMap::new();
+    let mut roots: BTreeMap<Root, Vec<&Cpu>> = BTreeMap::new();
     for cpu in &virtualized {
-        roots.entry(cpu.eptp).or_default().push(cpu);
+        if let Some(root) = Root::of(cpu) {
+            roots.entry(root).or_default().push(cpu);
+        }
         host_frames(checkpoint, cpu, &mut hypervisor, &mut complaints);
     }
     let mut spaces = Vec::new();
     let mut tables = BTreeSet::new();
-    for (&eptp, users) in &roots {
-        match ept::Space::walk(checkpoint, eptp) {
+    for (&root, users) in &roots {
+        match Space::walk(checkpoint, root) {
             Ok(space) => {
                 tables.extend(space.tables.iter().copied());
                 for malformed in &space.malformed {
@@ -97,7 +103,7 @@ pub(crate) fn examine(checkpoint: &Checkpoint) -> Testimony {
                 }
                 spaces.push((space, users.as_slice()));
             }
-            Err(error) => complaints.add("EPTP", || format!("{eptp:#x}: {error}")),
+            Err(error) => complaints.add("nested root", || format!("{}: {error}", root.describe())),
         }
     }
     for &table in &tables {
@@ -115,12 +121,7 @@ pub(crate) fn examine(checkpoint: &Checkpoint) -> Testimony {
 }
 
 /// Promises 1 and 4.
-fn rights(
-    space: &ept::Space,
-    users: &[&Cpu],
-    testimony: &mut Testimony,
-    complaints: &mut Complaints,
-) {
+fn rights(space: &Space, users: &[&Cpu], testimony: &mut Testimony, complaints: &mut Complaints) {
     let stepping = users.len() == 1 && users[0].stepping();
     let mut both = Vec::new();
     for leaf in &space.leaves {
@@ -141,7 +142,7 @@ fn rights(
     } else {
         for leaf in both {
             complaints.add("writable and executable", || {
-                format!("{} (EPTP {:#x})", leaf.describe(), space.eptp)
+                format!("{} ({})", leaf.describe(), space.root.describe())
             });
         }
     }
@@ -150,7 +151,7 @@ fn rights(
 /// Promises 2, 3 and 5.
 fn mapping(
     checkpoint: &Checkpoint,
-    space: &ept::Space,
+    space: &Space,
     users: &[&Cpu],
     hypervisor: &BTreeMap<u64, &'static str>,
     complaints: &mut Complaints,
@@ -166,22 +167,24 @@ fn mapping(
                 )
             });
         }
-        if leaf.target == leaf.guest {
-            match types.uniform(leaf.guest, leaf.size) {
-                Some(expected) if expected == leaf.memory_type => {}
-                Some(expected) => complaints.add("memory type", || {
-                    format!(
-                        "{} has type {}, the MTRRs say {expected}",
-                        leaf.describe(),
-                        leaf.memory_type
-                    )
-                }),
-                None => complaints.add("memory type", || {
-                    format!("{} spans several MTRR types", leaf.describe())
-                }),
-            }
-        } else {
+        if leaf.target != leaf.guest {
             check_dummy(leaf, &mut dummy, complaints);
+            continue;
+        }
+        let Some(memory_type) = leaf.memory_type else {
+            continue;
+        };
+        match types.uniform(leaf.guest, leaf.size) {
+            Some(expected) if expected == memory_type => {}
+            Some(expected) => complaints.add("memory type", || {
+                format!(
+                    "{} has type {memory_type}, the MTRRs say {expected}",
+                    leaf.describe()
+                )
+            }),
+            None => complaints.add("memory type", || {
+                format!("{} spans several MTRR types", leaf.describe())
+            }),
         }
     }
 }
@@ -196,8 +199,8 @@ fn check_dummy(leaf: &Leaf, dummy: &mut Option<u64>, complaints: &mut Complaints
     }
 }
 
-/// The frames that only root mode may have, as far as one processor's VMCS leads
-/// to them.
+/// The frames that only root mode may have, as far as one processor's VMCS or VMCB
+/// leads to them.
 fn host_frames(
     checkpoint: &Checkpoint,
     cpu: &Cpu,
@@ -213,6 +216,17 @@ fn host_frames(
     add(cpu.vmcs, "VMCS");
     if cpu.msr_bitmap != u64::MAX {
         add(cpu.msr_bitmap, "MSR bitmap");
+    }
+    add(cpu.vmcb, "VMCB");
+    add(cpu.vm_hsave_pa, "host save area");
+    // Two pages, and three (AMD64 APM volume 2, "MSR Intercepts", "IOIO Intercepts").
+    for (map, pages, what) in [
+        (cpu.msrpm, 2, "MSR permissions map"),
+        (cpu.iopm, 3, "I/O permissions map"),
+    ] {
+        for page in (0..pages).filter(|_| map != 0) {
+            add(map + page * PAGE, what);
+        }
     }
     let host = match paging::HostSpace::walk(checkpoint, cpu.host_cr3) {
         Ok(host) => host,
@@ -232,13 +246,25 @@ fn host_frames(
             });
         }
     }
-    for (linear, what) in [
+    let mut places = vec![
         // The exit stub's stack pointer is the top of its stack.
         (cpu.host_rsp.wrapping_sub(8), "host stack"),
         (cpu.host_gdtr, "host GDT"),
         (cpu.host_idtr, "host IDT"),
-        (cpu.host_tr, "host TSS"),
-    ] {
+    ];
+    if cpu.vendor == "svm" {
+        // VMRUN saves no TR: the TSS is whatever the host's GDT has.
+        let segments = task_segments(checkpoint, &host, cpu.host_gdtr, cpu.host_gdtr_limit);
+        if segments.is_empty() {
+            complaints.add("host tables", || {
+                format!("CPU {}: the host's GDT has no TSS", cpu.number)
+            });
+        }
+        places.extend(segments.into_iter().map(|base| (base, "host TSS")));
+    } else {
+        places.push((cpu.host_tr, "host TSS"));
+    }
+    for (linear, what) in places {
         match host.translate(linear) {
             Some(physical) => add(physical, what),
             None => complaints.add("host tables", || {
@@ -248,5 +274,32 @@ fn host_frames(
     }
 }
 
+/// Bases of the 64-bit TSS descriptors in a GDT (AMD64 APM volume 2, "System
+/// Descriptors": type 9 is an available one, 0xB a busy one).
+fn task_segments(
+    checkpoint: &Checkpoint,
+    host: &paging::HostSpace,
+    gdt: u64,
+    limit: u64,
+) -> Vec<u64> {
+    let entry = |offset: u64| checkpoint.entry(host.translate(gdt.wrapping_add(offset))?);
+    let mut found = Vec::new();
+    let mut offset = 8;
+    while offset + 7 <= limit.min(0xFFFF) {
+        let Some(low) = entry(offset) else {
+            break;
+        };
+        let system = low >> 44 & 1 == 0 && low >> 47 & 1 == 1;
+        if system && matches!(low >> 40 & 0xF, 9 | 0xB) {
+            let high = entry(offset + 8).unwrap_or(0);
+            found.push((low >> 16 & 0xFF_FFFF) | (low >> 56 << 24) | (high << 32));
+        }
+        offset += if system { 16 } else { 8 };
+    }
+    found
+}
+
+#[cfg(test)]
+mod npt_tests;
 #[cfg(test)]
 mod tests;
