@@ -37,11 +37,13 @@ pub enum Next {
 
 /// How the guest translates addresses.
 #[must_use]
+#[inline]
 pub const fn paging(guest: &GuestState) -> Paging {
     Paging::of(guest.cr0, guest.cr4, guest.efer)
 }
 
 /// The core's state at a fault.
+#[inline]
 pub fn fault<B: Backend>(
     core: &Core,
     registers: &GuestRegisters,

@@ -53,6 +53,7 @@ impl GuestRegisters {
 
     /// All of them, in the order of their numbers.
     #[must_use]
+    #[inline]
     pub const fn in_order(&self, rsp: u64) -> [u64; 16] {
         [
             self.rax, self.rcx, self.rdx, self.rbx, rsp, self.rbp, self.rsi, self.rdi, self.r8,

@@ -380,6 +380,7 @@ impl Backend for Vmx {
         }
     }
 
+    #[inline]
     fn guest(core: &Core) -> GuestState {
         GuestState {
             rip: read(guest::RIP),
@@ -416,6 +417,7 @@ impl Backend for Vmx {
         read(ro::IDT_VECTORING_INFO) & 1 << 31 != 0
     }
 
+    #[inline]
     /// Blocking by STI and MOV SS ends, RFLAGS.RF is cleared, a trap flag becomes
     /// a pending single step.
     fn advance_by(core: &Core, length: u64) {
@@ -447,6 +449,7 @@ impl Backend for Vmx {
         }
     }
 
+    #[inline]
     fn use_path(_: &Core, root: Hpa) {
         let eptp = eptp(root);
         // SAFETY: root mode; INVEPT exists. The path's tables had other content
@@ -455,6 +458,7 @@ impl Backend for Vmx {
         write(control::EPTP_FULL, eptp);
     }
 
+    #[inline]
     fn use_shared(core: &Core) {
         write(control::EPTP_FULL, core.hypervisor().vmx.eptp);
     }
@@ -522,6 +526,7 @@ impl Backend for Vmx {
 
 /// What is to be added to RIP for its linear address.
 #[must_use]
+#[inline]
 pub fn code_base(core: &Core) -> u64 {
     if Vmx::long_mode(core) {
         0
@@ -532,6 +537,7 @@ pub fn code_base(core: &Core) -> u64 {
 
 /// CR4 as the guest reads it.
 #[must_use]
+#[inline]
 pub fn cr4() -> u64 {
     read(guest::CR4) & !CR4_VMXE
 }
