@@ -1,6 +1,7 @@
 //! Findings as `hvdetect watch --json` prints them, and what a specimen says
 //! must be found. Pure.
 
+use crate::machine::{Emulator, Vendor};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::Path;
@@ -120,6 +121,12 @@ pub(crate) fn number(text: &str) -> Option<u64> {
 pub(crate) struct Expectation {
     /// Name of its service.
     pub(crate) service: String,
+    /// Processors on which it makes sense, if not on all.
+    #[serde(default)]
+    pub(crate) only: Option<Vendor>,
+    /// Emulators that do not give what it needs (`machine/offers.rs`).
+    #[serde(default)]
+    pub(crate) not_on: Vec<Emulator>,
     /// Findings that must come; no others may.
     #[serde(default)]
     pub(crate) kinds: Vec<ExpectedKind>,

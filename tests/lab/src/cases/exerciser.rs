@@ -316,22 +316,26 @@ pub(super) fn long_nmi_flood(stage: &mut Stage<'_>) -> Result<()> {
     flood(stage, 1_000_000)
 }
 
+/// A command of the exerciser that loads patterns, causes so many exits and tells
+/// what differs then, on the first and the last processor.
+fn hold(stage: &Stage<'_>, exerciser: &Exerciser<'_>, command: &str, exits: u32) -> Result<()> {
+    for cpu in [0, stage.options.cpus - 1] {
+        let lines = exerciser.ask(&format!("{cpu} {command} {exits}"))?;
+        ensure!(
+            lines == ["0 runs with a register that had changed"],
+            "{}",
+            lines.join("\n")
+        );
+    }
+    Ok(())
+}
+
 /// Registers that no exit may touch hold their patterns over many exits.
-fn patterns(stage: &mut Stage<'_>, exits: u32) -> Result<()> {
+fn patterns(stage: &mut Stage<'_>, command: &str, exits: u32) -> Result<()> {
     stage.options.time_limit = Duration::from_secs(120 + u64::from(exits) / 1000);
     let client = stage.boot_with_driver()?;
     let exerciser = Exerciser::open(&client)?;
-    let run = |exits: u32| -> Result<()> {
-        for cpu in [0, stage.options.cpus - 1] {
-            let lines = exerciser.ask(&format!("{cpu} patterns {exits}"))?;
-            ensure!(
-                lines == ["0 runs with a register that had changed"],
-                "{}",
-                lines.join("\n")
-            );
-        }
-        Ok(())
-    };
+    let run = |exits: u32| hold(stage, &exerciser, command, exits);
     run(1000).context("on the bare machine")?;
     stage.must(&["start"])?;
     run(exits).context("below the hypervisor")?;
@@ -342,11 +346,52 @@ fn patterns(stage: &mut Stage<'_>, exits: u32) -> Result<()> {
 }
 
 pub(super) fn registers_survive(stage: &mut Stage<'_>) -> Result<()> {
-    patterns(stage, 10_000)
+    patterns(stage, "patterns", 10_000)
 }
 
 pub(super) fn registers_survive_a_million(stage: &mut Stage<'_>) -> Result<()> {
-    patterns(stage, 1_000_000)
+    patterns(stage, "patterns", 1_000_000)
+}
+
+pub(super) fn system_registers_survive(stage: &mut Stage<'_>) -> Result<()> {
+    patterns(stage, "system", 10_000)
+}
+
+pub(super) fn system_registers_survive_a_million(stage: &mut Stage<'_>) -> Result<()> {
+    patterns(stage, "system", 1_000_000)
+}
+
+/// SVM while it is off, without any hypervisor: its instructions are undefined, its
+/// registers as the firmware left them, its switch works; and what the exerciser holds
+/// patterns in keeps them.
+pub(super) fn svm_on_the_bare_machine(stage: &mut Stage<'_>) -> Result<()> {
+    let client = stage.boot()?.client()?;
+    let exerciser = Exerciser::open(&client)?;
+    for cpu in 0..stage.options.cpus {
+        let text = exerciser.ask(&format!("{cpu} svm"))?.join("\n");
+        ensure!(!text.contains("WRONG"), "processor {cpu}: {text}");
+        for part in [
+            "INVLPGA: #UD",
+            "SVM is offered: true",
+            "VM_CR: 0x0",
+            "VM_HSAVE_PA: 0x0",
+            "EFER.SVME reads 1",
+        ] {
+            ensure!(
+                text.contains(part),
+                "processor {cpu} lacks \"{part}\":\n{text}"
+            );
+        }
+    }
+    hold(stage, &exerciser, "system", 10_000)?;
+    hold(stage, &exerciser, "patterns", 1000)?;
+    exerciser.close()?;
+    stage.machine()?.shut_down()
+}
+
+/// SVM's instructions, registers and switch: before, below and after.
+pub(super) fn svm(stage: &mut Stage<'_>) -> Result<()> {
+    compare(stage, &["svm"])
 }
 
 /// INIT and startup IPIs for a processor that is virtualized: it comes back, and

@@ -4,13 +4,13 @@
 use super::Stage;
 use anyhow::{Context, Result, ensure};
 
-/// AMD64 APM volume 2, "VM_CR MSR".
+/// AMD64 APM volume 2, "`VM_CR` MSR".
 const LOCK: u64 = 1 << 3;
 const SVMDIS: u64 = 1 << 4;
 /// "Extended Feature Enable Register (EFER)".
 const SVME: u64 = 1 << 12;
 
-/// Boot words, VM_CR on the first processor and on the others, EFER.SVME.
+/// Boot words, `VM_CR` on the first processor and on the others, EFER.SVME.
 const VARIANTS: [(&str, u64, u64, bool); 6] = [
     ("", 0, 0, false),
     ("svm=locked-on", LOCK, LOCK, false),

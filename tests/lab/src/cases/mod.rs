@@ -336,6 +336,38 @@ const TABLE: &[Case] = &[
         run: exerciser::registers_survive_a_million,
     },
     Case {
+        name: "system-registers",
+        about: "FS, GS, TR, LDTR and the system-call registers survive 10,000 rounds of exits",
+        on: On::Models,
+        amd: Amd::No,
+        long: false,
+        run: exerciser::system_registers_survive,
+    },
+    Case {
+        name: "system-registers-million",
+        about: "FS, GS, TR, LDTR and the system-call registers survive 1,000,000 rounds of exits",
+        on: On::Models,
+        amd: Amd::No,
+        long: true,
+        run: exerciser::system_registers_survive_a_million,
+    },
+    Case {
+        name: "svm-instructions",
+        about: "SVM's instructions, registers and EFER.SVME are as on the bare processor",
+        on: On::Models,
+        amd: Amd::No,
+        long: false,
+        run: exerciser::svm,
+    },
+    Case {
+        name: "svm-bare",
+        about: "without the hypervisor SVM's instructions are undefined, EFER.SVME can be set",
+        on: On::NoIntel(2),
+        amd: Amd::Both,
+        long: false,
+        run: exerciser::svm_on_the_bare_machine,
+    },
+    Case {
         name: "processor-restart",
         about: "INIT and startup IPIs restart processors below the hypervisor",
         on: On::Models,
@@ -698,13 +730,13 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
     }
     for name in images::specimen_names()? {
         let about = specimens::about(&name)?;
-        add(
-            &name,
-            &about,
-            false,
-            On::EightToo.machines(SPECIMENS_ON_AMD),
-            What::Specimen(name.clone()),
-        );
+        let mut machines = Vec::new();
+        for (model, cpus) in On::EightToo.machines(SPECIMENS_ON_AMD) {
+            if specimens::suits(&name, model.vendor, model.emulator)? {
+                machines.push((model, cpus));
+            }
+        }
+        add(&name, &about, false, machines, What::Specimen(name.clone()));
     }
     for case in SEEDED {
         add(

@@ -9,7 +9,7 @@
 use super::Stage;
 use crate::finding::{Expectation, Finding};
 use crate::images;
-use crate::machine::Look;
+use crate::machine::{Emulator, Look, Vendor};
 use crate::place;
 use crate::session::service_name;
 use anyhow::{Context, Result, bail, ensure};
@@ -32,6 +32,23 @@ fn expectation(name: &str) -> Result<Expectation> {
             .join(name)
             .join("expect.json"),
     )
+}
+
+/// Whether the specimen makes sense on processors of this vendor, in this emulator.
+pub(super) fn suits(name: &str, vendor: Vendor, emulator: Emulator) -> Result<bool> {
+    let expected = expectation(name)?;
+    Ok(expected.only.is_none_or(|only| only == vendor) && !expected.not_on.contains(&emulator))
+}
+
+/// The names of those that make sense on this machine.
+fn names(stage: &Stage<'_>) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for name in images::specimen_names()? {
+        if suits(&name, stage.options.vendor, stage.options.emulator)? {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// What the table says of a specimen.
@@ -57,7 +74,7 @@ pub(super) fn found_as_expected(stage: &mut Stage<'_>, name: &str) -> Result<()>
 const ALL_FORMS: &str = "self-writer-forms";
 
 pub(super) fn without_mtf(stage: &mut Stage<'_>) -> Result<()> {
-    for name in images::specimen_names()? {
+    for name in names(stage)? {
         let expected = expectation(&name)?;
         if name != ALL_FORMS
             && expected
@@ -77,7 +94,7 @@ pub(super) fn all_forms_without_mtf(stage: &mut Stage<'_>) -> Result<()> {
 
 /// Every specimen once, each on a fresh machine.
 pub(super) fn every_attack(stage: &mut Stage<'_>) -> Result<()> {
-    for name in images::specimen_names()? {
+    for name in names(stage)? {
         attack(stage, &name, &["start"]).context(name)?;
     }
     Ok(())
@@ -185,7 +202,7 @@ fn before_the_first_instruction(stage: &Stage<'_>, findings: &[Finding]) -> Resu
 /// driver is loaded, since some of them attack the modules that come with it.
 pub(super) fn on_the_bare_machine(stage: &mut Stage<'_>) -> Result<()> {
     let client = stage.boot_with_driver()?;
-    for name in images::specimen_names()? {
+    for name in names(stage)? {
         let expected = expectation(&name)?;
         client
             .start_service(&expected.service)

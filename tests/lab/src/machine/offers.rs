@@ -9,12 +9,16 @@
 //! | registers of every processor, for a hang report | yes | | yes |
 //! | MiniNT's exit code | yes | | yes |
 //! | a hypervisor bit in CPUID that a test sets | yes | | |
-//! | VM_CR keeps what firmware writes (`svm=disabled`, `svm=locked`) | yes | | reads 0 |
+//! | `VM_CR` keeps what firmware writes (`svm=disabled`, `svm=locked`) | yes | | reads 0 |
 //! | INIT can be intercepted: a processor is restarted below the hypervisor | yes | | resets at once |
 //! | an injected NMI is masked until IRET; EXITINTINFO has the right type | patched | | no |
+//! | what one processor writes into code, another executes at once | yes | yes | a stale translation may stay[^2] |
 //! | two runs are the same | yes | yes | no: one thread a processor, true races |
 //!
 //! [^1]: the VMCB of the last VMRUN is in no answer of QEMU's monitor.
+//! [^2]: a store drops the translations of its page before it is made, and another
+//! thread may translate the old bytes in between. Specimens that need it say
+//! `"not_on": ["qemu"]`.
 
 use super::options::Emulator;
 
@@ -25,7 +29,7 @@ pub(crate) enum Look {
     Checkpoint,
     /// Exact counts of instructions and exits, by processor and by frame.
     Counts,
-    /// VM_CR keeps what firmware writes.
+    /// `VM_CR` keeps what firmware writes.
     VmCr,
 }
 

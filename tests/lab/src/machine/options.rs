@@ -2,10 +2,12 @@
 //! a case, turned into an emulator's configuration elsewhere.
 
 use clap::ValueEnum;
+use serde::Deserialize;
 use std::time::Duration;
 
 /// Whose virtualization extensions the processors have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Vendor {
     /// VMX and EPT.
     Intel,
@@ -14,7 +16,8 @@ pub(crate) enum Vendor {
 }
 
 /// Which program emulates the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Emulator {
     /// Our build of Bochs 3.0, with instrumentation.
     Bochs,

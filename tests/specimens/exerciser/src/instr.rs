@@ -261,6 +261,7 @@ routines! {
     stgi: ".byte 0x0F, 0x01, 0xDC";
     clgi: ".byte 0x0F, 0x01, 0xDD";
     skinit: ".byte 0x0F, 0x01, 0xDE";
+    invlpga: ".byte 0x0F, 0x01, 0xDF";
     encls: ".byte 0x0F, 0x01, 0xCF";
     pconfig: ".byte 0x0F, 0x01, 0xC5";
     tpause: ".byte 0x66, 0x0F, 0xAE, 0xF2";
@@ -414,6 +415,49 @@ pub(crate) unsafe fn load_gdt(image: &TableRegister) {
 pub(crate) unsafe fn load_task(selector: u16) {
     // SAFETY: forwarded to the caller.
     unsafe { asm!("ltr {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// Loads the local descriptor table's register.
+///
+/// # Safety
+/// The selector is null or names an LDT that serves until another is loaded.
+pub(crate) unsafe fn load_local_table(selector: u16) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("lldt {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+/// Loads FS, which changes its base.
+///
+/// # Safety
+/// The selector is null or names a data segment; nobody uses FS before it is back.
+pub(crate) unsafe fn load_fs(selector: u16) {
+    // SAFETY: forwarded to the caller.
+    unsafe { asm!("mov fs, {:x}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
+macro_rules! selectors {
+    ($($(#[$doc:meta])* $name:ident, $instruction:literal;)*) => { $(
+        $(#[$doc])*
+        pub(crate) fn $name() -> u16 {
+            let selector: u64;
+            // SAFETY: a ring-0 driver may read it.
+            unsafe {
+                asm!($instruction, out(reg) selector, options(nomem, nostack, preserves_flags));
+            }
+            (selector & 0xFFFF) as u16
+        }
+    )* };
+}
+
+selectors! {
+    /// The selector of TR.
+    task_register, "str {}";
+    /// The selector of LDTR.
+    local_table, "sldt {}";
+    /// The selector of FS.
+    fs, "mov {}, fs";
+    /// The selector of GS.
+    gs, "mov {}, gs";
 }
 
 /// Sets CR8; what it was.

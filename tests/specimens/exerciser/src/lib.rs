@@ -18,7 +18,9 @@ mod harness;
 mod instr;
 mod patterns;
 mod peers;
+mod svm;
 mod sweeps;
+mod system;
 #[path = "../../tables.rs"]
 mod tables;
 mod text;
@@ -236,6 +238,8 @@ fn execute(name: &str, arguments: [Option<u64>; 2], text: &mut Text<'_>) -> bool
         "deliver" => delivery::all(text, first),
         "flood" => flood::all(text, first),
         "patterns" => patterns::all(text, first),
+        "svm" => svm::all(text),
+        "system" => system::all(text, first),
         "triple" => instr::triple_fault(),
         _ => return false,
     }

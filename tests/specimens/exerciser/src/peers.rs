@@ -93,6 +93,8 @@ fn user_mode(text: &mut Text<'_>) {
     for (name, instruction) in [
         ("VMCALL", [0x0F, 0x01, 0xC1]),
         ("VMMCALL", [0x0F, 0x01, 0xD9]),
+        ("VMRUN", [0x0F, 0x01, 0xD8]),
+        ("STGI", [0x0F, 0x01, 0xDC]),
         ("VMXOFF", [0x0F, 0x01, 0xC4]),
         ("VMLAUNCH", [0x0F, 0x01, 0xC2]),
         ("XSETBV", [0x0F, 0x01, 0xD1]),
@@ -278,6 +280,7 @@ pub(crate) fn virtualization(text: &mut Text<'_>) {
         ("STGI", instr::stgi),
         ("CLGI", instr::clgi),
         ("SKINIT", instr::skinit),
+        ("INVLPGA", instr::invlpga),
     ] {
         row(text, name, routine, &at);
     }

@@ -99,6 +99,24 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// As [`guarded`], with every gate of ours on this slot of the interrupt-stack table.
+pub(crate) fn guarded_on<T>(slot: u64, work: impl FnOnce() -> T) -> T {
+    guarded(|| {
+        let table = TABLE.0.get();
+        // SAFETY: interrupts are off and the driver's lock is held.
+        let gates = unsafe { &mut *table };
+        for (vector, entry) in gates.iter_mut().enumerate().take(instr::VECTORS) {
+            if !KERNELS.contains(&vector) {
+                *entry = gate(instr::vector(vector), slot, 3);
+            }
+        }
+        let result = work();
+        // The gates are to be made anew.
+        COPIED.store(0, Ordering::Relaxed);
+        result
+    })
+}
+
 /// Interrupt-stack-table slot of NMIs: a stack that is always there.
 const NMI_STACK: u64 = 3;
 
@@ -112,19 +130,9 @@ pub(crate) fn attempt_in_user_mode(tables: &Tables, address: u64) -> Outcome {
         ..Operands::default()
     };
     let root = instr::cr3();
-    let trap = guarded(|| {
-        let table = TABLE.0.get();
-        // SAFETY: interrupts are off and the driver's lock is held.
-        let gates = unsafe { &mut *table };
-        for (vector, slot) in gates.iter_mut().enumerate().take(instr::VECTORS) {
-            if !KERNELS.contains(&vector) {
-                *slot = gate(instr::vector(vector), NMI_STACK, 3);
-            }
-        }
+    let trap = guarded_on(NMI_STACK, || {
         // SAFETY: guarded; the fault's stack is not ring 3's.
         let trap = unsafe { instr::attempt(instr::enter_user, &mut registers) };
-        // The gates are to be made anew.
-        COPIED.store(0, Ordering::Relaxed);
         // SAFETY: the tables that were in use.
         unsafe { instr::load_cr3(root) };
         trap
