@@ -848,7 +848,9 @@ unsafe fn launch_masked(
     secret: [u64; 2],
 ) -> Result<(), (Step, VmFail)> {
     let index = core.state.index.get();
-    prepare(core);
+    if !prepare(core) {
+        return Err((Step::Enter, VmFail::Invalid));
+    }
     let vendor = hypervisor.features.vendor;
     match vendor {
         // SAFETY: built for this core, interrupts are off.
@@ -867,8 +869,9 @@ unsafe fn launch_masked(
     Ok(())
 }
 
-/// Fills what only the core itself knows.
-fn prepare(core: &Core) {
+/// Fills what only the core itself knows. `false` when its selectors are none that
+/// 64-bit kernel code runs with.
+fn prepare(core: &Core) -> bool {
     let stack = |index: usize| {
         let base = &raw const core.interrupt_stacks as u64;
         base + ((index + 1) * INTERRUPT_STACK_BYTES) as u64
@@ -885,8 +888,8 @@ fn prepare(core: &Core) {
         instr::tr(),
         tss,
     );
-    debug_assert!(filled, "64-bit kernel code runs with global selectors");
     core.state.apic_id.set(apic_id());
+    filled
 }
 
 /// The local APIC identifier of the running core: 32 bits where the processor has

@@ -61,19 +61,26 @@ pub const fn tss_descriptor(base: u64, limit: u32) -> [u64; 2] {
     ]
 }
 
-/// Puts the host's segments into a zeroed GDT. `false` when a selector is null,
-/// in an LDT or past the table's end.
+/// Puts the host's segments into a zeroed GDT. `false` when CS or TR is null, or any
+/// selector in an LDT or past the table's end.
 #[must_use]
 pub fn fill_gdt(gdt: &mut [u64; GDT_SLOTS], cs: u16, ss: u16, tr: u16, tss: [u64; 2]) -> bool {
     let slot = |selector: u16| {
         let index = usize::from(selector >> 3);
         (index != 0 && selector & 4 == 0 && index + 1 < GDT_SLOTS).then_some(index)
     };
-    let (Some(code), Some(data), Some(task)) = (slot(cs), slot(ss), slot(tr)) else {
+    let (Some(code), Some(task)) = (slot(cs), slot(tr)) else {
         return false;
     };
     gdt[code] = CODE;
-    gdt[data] = DATA;
+    // Kernel code runs with a null SS after an interrupt from user mode; then it
+    // returns with one, too.
+    if ss & !7 != 0 {
+        let Some(data) = slot(ss) else {
+            return false;
+        };
+        gdt[data] = DATA;
+    }
     gdt[task] = tss[0];
     gdt[task + 1] = tss[1];
     true
@@ -126,6 +133,9 @@ mod tests {
         let mut gdt = [0; GDT_SLOTS];
         assert!(fill_gdt(&mut gdt, 0x10, 0x18, 0x40, [1, 2]));
         assert_eq!(gdt[8], 1);
+        let mut gdt = [0; GDT_SLOTS];
+        assert!(fill_gdt(&mut gdt, 0x10, 0, 0x40, [1, 2]), "SS may be null");
+        assert_eq!([gdt[0], gdt[2], gdt[8], gdt[9]], [0, CODE, 1, 2]);
         assert!(!fill_gdt(&mut gdt, 0, 0x18, 0x40, [1, 2]), "null");
         assert!(!fill_gdt(&mut gdt, 0x10, 0x18, 0x44, [1, 2]), "in an LDT");
         assert!(!fill_gdt(&mut gdt, 0x10, 0x18, 0xFFF8, [1, 2]), "too far");

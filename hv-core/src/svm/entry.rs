@@ -42,9 +42,12 @@ pub struct HostFrame {
     pub gs_base: u64,
     /// RSP; the two quadwords above it are the addresses of the VMCBs.
     pub rsp: u64,
+    /// Where a copy of the VMCB is to be kept: a processor that refuses a VMCB may
+    /// have written to it.
+    pub copy: u64,
 }
 
-const _: () = assert!(size_of::<HostFrame>() == 72);
+const _: () = assert!(size_of::<HostFrame>() == 80);
 
 global_asm!(
     // ---- launch: rcx = &Vmcb, rdx = &HostFrame. rax = 0 as the new guest, 3 the
@@ -60,6 +63,14 @@ global_asm!(
     "    clgi",
     "    mov rax, [r8]", // the guest's FS, GS, TR, LDTR and system-call MSRs
     "    vmsave rax",
+    "    mov r9, rsi", // the copy
+    "    mov r10, rdi",
+    "    mov rsi, rcx",
+    "    mov rdi, [rdx + 0x48]",
+    "    mov ecx, 512",
+    "    rep movsq",
+    "    mov rsi, r9",
+    "    mov rdi, r10",
     "    mov rax, [rdx + 0x00]", // CR4 first: without PCIDs any CR3 may follow
     "    mov cr4, rax",
     "    lgdt [rdx + 0x16]",

@@ -66,6 +66,7 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
     if code == code::INVALID {
         if !core.state.active.load(Ordering::Acquire) {
             // The first entry: the launch is told, out of SVM.
+            restore_copy(core);
             registers.rax = 3;
             leave::prepare(core);
             return Outcome::Leave;
@@ -100,6 +101,18 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
     }
     vmcb.state.rax.set(registers.rax);
     Outcome::Resume
+}
+
+/// Puts the VMCB back as it was before the first entry.
+fn restore_copy(core: &Core) {
+    let Some(copy) = core.before.first() else {
+        return;
+    };
+    let block = core::ptr::from_ref(vmcb(core))
+        .cast_mut()
+        .cast::<[u8; 4096]>();
+    // SAFETY: two different pages of this core; the block's fields are cells.
+    unsafe { core::ptr::copy_nonoverlapping(copy.0.get(), block, 1) };
 }
 
 /// Spoils what the stub will restore, when a test asks for it.

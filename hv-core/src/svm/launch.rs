@@ -80,5 +80,6 @@ fn host_frame(core: &Core, hypervisor: &Hypervisor) -> HostFrame {
         tr: (instr::tr() & !7).into(),
         gs_base: base,
         rsp,
+        copy: core.before[0].0.get() as u64,
     }
 }
