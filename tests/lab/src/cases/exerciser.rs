@@ -32,7 +32,7 @@ enum What {
     VmxEnable,
 }
 
-const ALLOWED: [Allowed; 6] = [
+const ALLOWED: [Allowed; 8] = [
     Allowed {
         lines: &["cpuid 0x1.0x0:"],
         what: What::Bit(2, 5),
@@ -55,6 +55,16 @@ const ALLOWED: [Allowed; 6] = [
     },
     Allowed {
         lines: &["VMXON with CR4.VMXE:"],
+        what: What::All,
+    },
+    // SVM reads as switched off by the firmware.
+    Allowed {
+        lines: &["VM_CR:", "msr 0xc0010114", "EFER.SVME ", "EFER with bit 12"],
+        what: What::All,
+    },
+    // The privilege level is checked before the intercept: #GP, once SVME is set.
+    Allowed {
+        lines: &["VMRUN in ring 3:", "STGI in ring 3:"],
         what: What::All,
     },
 ];

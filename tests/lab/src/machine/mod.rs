@@ -231,32 +231,39 @@ impl Machine {
                     "time limit of {limit} s reached; registers at that moment:\n{registers}"
                 );
             }
-            (None, Some(status)) => {
-                text += "the emulator ";
-                text += &emulator::describe(status);
-                text.push('\n');
-                if status.code() != Some(0) {
-                    text.push_str("its own last lines:\n");
-                    text.push_str(&last_lines(&self.process.log(), 8));
-                    text.push('\n');
-                }
-                if let Ok(bytes) = fs::read(self.directory.path().join("registers.json"))
-                    && let Ok(value) = serde_json::from_slice::<Value>(&bytes)
-                {
-                    text.push_str(&describe_registers(&value));
-                }
-            }
-            (None, None) => {
-                if let Ok(value) = self.registers() {
-                    text.push_str(&describe_registers(&value));
-                }
-            }
+            (None, Some(status)) => text += &self.describe_end(status),
+            (None, None) => match self.registers() {
+                Ok(value) => text.push_str(&describe_registers(&value)),
+                // It may be about to end: a panic of the emulator closes its lines first.
+                Err(error) => match self.process.wait(Duration::from_secs(2)) {
+                    Some(status) => text += &self.describe_end(status),
+                    None => {
+                        let _ = writeln!(text, "{error:#}");
+                    }
+                },
+            },
         }
         text.push_str("last serial lines:\n");
         for line in excerpt(&self.console()).lines() {
             text.push_str("    ");
             text.push_str(line);
             text.push('\n');
+        }
+        text
+    }
+
+    /// How the emulator ended, with what it said and left.
+    fn describe_end(&self, status: ExitStatus) -> String {
+        let mut text = format!("the emulator {}\n", emulator::describe(status));
+        if status.code() != Some(0) {
+            text.push_str("its own last lines:\n");
+            text.push_str(&last_lines(&self.process.log(), 8));
+            text.push('\n');
+        }
+        if let Ok(bytes) = fs::read(self.directory.path().join("registers.json"))
+            && let Ok(value) = serde_json::from_slice::<Value>(&bytes)
+        {
+            text.push_str(&describe_registers(&value));
         }
         text
     }

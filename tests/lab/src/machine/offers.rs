@@ -12,6 +12,7 @@
 //! | `VM_CR` keeps what firmware writes (`svm=disabled`, `svm=locked`) | yes | | reads 0 |
 //! | INIT can be intercepted: a processor is restarted below the hypervisor | yes | | resets at once |
 //! | an injected NMI is masked until IRET; EXITINTINFO has the right type | patched | | no |
+//! | INT1 exists; MOV to CR4 with a reserved bit is #GP | yes | yes | #UD; a #VMEXIT without a guest: it hangs[^3] |
 //! | what one processor writes into code, another executes at once | yes | yes | a stale translation may stay[^2] |
 //! | two runs are the same | yes | yes | no: one thread a processor, true races |
 //!
@@ -19,6 +20,7 @@
 //! [^2]: a store drops the translations of its page before it is made, and another
 //! thread may translate the old bytes in between. Specimens that need it say
 //! `"not_on": ["qemu"]`.
+//! [^3]: so `instructions`, `control-register-sweep` and `event-delivery` are Bochs's alone.
 
 use super::options::Emulator;
 

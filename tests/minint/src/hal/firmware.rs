@@ -70,6 +70,7 @@ pub(crate) fn has_svm() -> bool {
 }
 
 /// What VM_CR must read on this processor.
+#[cfg(feature = "core-only")]
 pub(crate) fn expected_vm_cr(bootstrap: bool) -> u64 {
     if VM_CR_IGNORED.load(Ordering::Acquire) {
         return 0;

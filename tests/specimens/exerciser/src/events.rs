@@ -9,6 +9,7 @@
 use core::arch::{global_asm, naked_asm};
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::apic::Apic;
 
@@ -259,7 +260,7 @@ events! {
         [], ["mov [r8], r9d", "mov eax, 100000", "5: cmp qword ptr [rdi], 0", "jne 6f",
             "dec eax", "jnz 5b", "6: nop"];
     interrupt_rdmsr, "external interrupt after STI and RDMSR", INTERRUPT, Interrupt, "xor eax, eax":
-        [], ["mov ecx, 0x3A", "sti", "rdmsr", "nop", "nop", "nop", "cli"];
+        [], ["mov ecx, r9d", "sti", "rdmsr", "nop", "nop", "nop", "cli"];
     int_n, "INT n", SOFTWARE, Instruction, "xor eax, eax": [], ["int 0x80"];
     int3, "INT3", 3, Instruction, "xor eax, eax": [], ["int3"];
     int1, "INT1", 1, Instruction, "xor eax, eax": [], [".byte 0xF1"];
@@ -287,9 +288,23 @@ pub(crate) fn clear() {
     crate::instr::set_dr6(0xFFFF_0FF0);
 }
 
+/// A register that every processor of the vendor has and whose reading exits:
+/// `IA32_FEATURE_CONTROL` on Intel's, EFER on AMD's.
+fn exiting_msr() -> u32 {
+    const INTEL: u32 = u32::from_le_bytes(*b"Genu");
+    static MSR: AtomicU32 = AtomicU32::new(0);
+    // Asked for once, by the first event: CPUID exits, too.
+    if MSR.load(Ordering::Relaxed) == 0 {
+        let intel = core::arch::x86_64::__cpuid(0).ebx == INTEL;
+        let register = if intel { 0x3A } else { 0xC000_0080 };
+        MSR.store(register, Ordering::Relaxed);
+    }
+    MSR.load(Ordering::Relaxed)
+}
+
 /// Causes an event on the stack that ends at `top`. At `stub` lies a RET.
 pub(crate) fn run(event: &Event, top: u64, stub: u64, send: Option<&Apic>) -> Record {
-    let (command, value) = send.map_or((core::ptr::null_mut(), 0), Apic::nmi_to_self);
+    let (command, value) = send.map_or((core::ptr::null_mut(), exiting_msr()), Apic::nmi_to_self);
     if event.kind == Kind::NmiTwice {
         let record = Record {
             again: command as u64,

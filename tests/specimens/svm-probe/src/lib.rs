@@ -66,7 +66,8 @@ const INSTRUCTIONS: [(&core::ffi::CStr, Routine); 8] = [
 
 unsafe extern "C" fn run(_context: PVOID) {
     let operands = Operands {
-        rax: BLOCK.0.get() as u64,
+        // An address that the processor would take: another one is #GP before the intercept.
+        rax: harness::physical_address(BLOCK.0.get() as u64),
         ..Operands::default()
     };
     let mut wrong = 0;
