@@ -490,19 +490,23 @@ pub unsafe fn try_rdmsr(index: u32) -> Option<u64> {
 #[must_use]
 pub unsafe fn probe_rdmsr(index: u32) -> Option<u64> {
     const EXCEPTIONS: usize = 32;
+    const LIMIT: u16 = 16 * 32 - 1;
     const GENERAL_PROTECTION: usize = 13;
     let after = sidt();
     let mut table = [[0_u64; 2]; EXCEPTIONS];
     for (number, gate) in table.iter_mut().enumerate() {
         let address = after.base + number as u64 * 16;
         // SAFETY: the loaded IDT has gates for all exceptions.
-        *gate = unsafe { [load64(address), load64(address + 8)] };
+        let low = unsafe { load64(address) };
+        // SAFETY: as above.
+        let high = unsafe { load64(address + 8) };
+        *gate = [low, high];
     }
     // SAFETY: computes an address.
     let handler = unsafe { hvdetect_probe_handler_address() };
     table[GENERAL_PROTECTION] = gate(handler, cs(), 0);
     let meanwhile = TablePointer {
-        limit: (EXCEPTIONS * 16 - 1) as u16,
+        limit: LIMIT,
         base: &raw const table as u64,
     };
     let mut value = 0;

@@ -178,10 +178,6 @@ impl<P: Platform> Machine<P> {
     /// # Errors
     /// A core could not be reached; it is still a guest, so nothing was freed and
     /// the machine goes on being watched as far as it is.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the machine itself comes back; it lives on a kernel stack once"
-    )]
     pub fn stop(self, last_look: impl FnOnce()) -> Result<P, (StartError, Self)> {
         for core in 0..self.cores {
             if !give_back(&self.platform, core, self.features.vendor, self.secret) {

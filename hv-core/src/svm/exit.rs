@@ -52,18 +52,18 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
     // SAFETY: the stub runs with the core's GS base.
     let core = unsafe { exceptions::current() };
     let vmcb = vmcb(core);
-    let code = vmcb.control.exit_code.get();
+    let number = vmcb.control.exit_code.get();
     registers.rax = vmcb.state.rax.get();
-    core.counters().exit(slot(code));
+    core.counters().exit(slot(number));
     crate::trace!(
         "exit",
         core.state.index.get(),
-        code,
+        number,
         vmcb.state.rip.get(),
         vmcb.control.exit_info1.get(),
         vmcb.control.exit_info2.get()
     );
-    if code == code::INVALID {
+    if number == code::INVALID {
         if !core.state.active.load(Ordering::Acquire) {
             // The first entry: the launch is told, out of SVM.
             restore_copy(core);
@@ -73,7 +73,7 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
         }
         core.state.crash.set(CrashRecord {
             cause: 3,
-            number: code,
+            number,
             rip: vmcb.state.rip.get(),
             detail: vmcb.control.event_inj.get(),
             address: 0,
@@ -86,15 +86,15 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
     }
     vmcb.control.tlb_control.set(tlb::KEEP);
     forget_vector_state(registers);
-    match dispatch(core, registers, code) {
+    match dispatch(core, registers, number) {
         Next::Resume => finish(core, None),
         Next::Advance => {
-            advance(core, kind(vmcb, code));
+            advance(core, kind(vmcb, number));
             finish(core, None);
         }
         Next::Raise(event) => finish(core, Some(event)),
         Next::Leave => {
-            advance(core, kind(vmcb, code));
+            advance(core, kind(vmcb, number));
             leave::prepare(core);
             return Outcome::Leave;
         }
@@ -129,13 +129,13 @@ fn forget_vector_state(registers: &GuestRegisters) {
     }
 }
 
-fn dispatch(core: &Core, registers: &mut GuestRegisters, code: u64) -> Next {
-    match code {
+fn dispatch(core: &Core, registers: &mut GuestRegisters, number: u64) -> Next {
+    match number {
         code::NMI => {
             nmi(core);
             Next::Resume
         }
-        code::EXCEPTION..=code::EXCEPTION_LAST => exception(core, code),
+        code::EXCEPTION..=code::EXCEPTION_LAST => exception(core, number),
         code::IRET => {
             iret(core);
             Next::Resume
@@ -152,7 +152,7 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, code: u64) -> Next {
         code::VMRUN | code::VMLOAD..=code::SKINIT | code::INVLPGA =>
         {
             #[expect(clippy::cast_possible_truncation, reason = "these codes fit")]
-            exit::virtualization::<Svm>(core, registers, code as u16)
+            exit::virtualization::<Svm>(core, registers, number as u16)
         }
         code::MSR if vmcb(core).control.exit_info1.get() == 0 => rdmsr(core, registers),
         code::MSR => wrmsr(core, registers),
@@ -198,13 +198,13 @@ fn advance(core: &Core, kind: Kind) {
 
 /// Length of the instruction that exited, in bytes.
 fn instruction_length(core: &Core, kind: Kind) -> u64 {
+    const DEFAULT_BIG: u16 = 1 << 10;
     let vmcb = vmcb(core);
     let rip = vmcb.state.rip.get();
     let next = vmcb.control.next_rip.get();
     if core.hypervisor().svm.controls.nrip && (1..=15).contains(&next.wrapping_sub(rip)) {
         return next.wrapping_sub(rip);
     }
-    const DEFAULT_BIG: u16 = 1 << 10;
     let size = if Svm::long_mode(core) {
         CodeSize::Bits64
     } else if vmcb.state.cs.attributes.get() & DEFAULT_BIG != 0 {
@@ -219,8 +219,8 @@ fn instruction_length(core: &Core, kind: Kind) -> u64 {
     let count = memory
         .translate_code(address)
         .map_or(0, |here| memory.code(address, &here, &mut bytes));
-    let code = bytes.get(..count).unwrap_or(&[]);
-    if let Some(length) = length::length(kind, size, code) {
+    let instruction = bytes.get(..count).unwrap_or(&[]);
+    if let Some(length) = length::length(kind, size, instruction) {
         return length.into();
     }
     // Another core has changed the instruction since it was executed: without a
@@ -273,11 +273,11 @@ fn intercept_iret(core: &Core, on: bool) {
 }
 
 /// Exceptions exit in a step only.
-fn exception(core: &Core, code: u64) -> Next {
+fn exception(core: &Core, number: u64) -> Next {
     let state = &core.state;
     let vmcb = vmcb(core);
     #[expect(clippy::cast_possible_truncation, reason = "0 to 31")]
-    let vector = (code - code::EXCEPTION) as u8;
+    let vector = (number - code::EXCEPTION) as u8;
     if state.step.count.get() == 0 && !state.iret_step.get() {
         Counters::bump(&core.counters().unknown);
         return Next::Resume;
@@ -396,7 +396,7 @@ fn wrmsr(core: &Core, registers: &GuestRegisters) -> Next {
         msr::IA32_EFER => write_efer(core, registers, value),
         // Locked: what may still be written there has no effect on the guest.
         msrs::VM_CR | msrs::SVM_KEY => true,
-        msrs::VM_HSAVE_PA => value & 0xFFF == 0,
+        msrs::VM_HSAVE_PA => value.is_multiple_of(4096),
         // SAFETY: root mode with the host's IDT; the guest may write it.
         _ => unsafe { instr::try_wrmsr(index, value) },
     };

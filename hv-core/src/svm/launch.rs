@@ -36,12 +36,15 @@ pub unsafe fn launch(core: &Core, hypervisor: &Hypervisor) -> Result<(), (Step, 
     // SAFETY: the firmware allows it, as the probe has found.
     unsafe { instr::wrmsr(msr::IA32_EFER, efer | EFER_SVME) };
     if seeded::launch_fails(0, index) {
-        return undo(Step::Enter, VmFail::Invalid);
+        return undo(Step::Clear, VmFail::Invalid);
     }
     // SAFETY: a page of the core's own.
     unsafe { instr::wrmsr(VM_HSAVE_PA, core.state.regions_pa[HOST_SAVE].get()) };
-    if seeded::launch_fails(1, index) || seeded::launch_fails(2, index) {
+    if seeded::launch_fails(1, index) {
         return undo(Step::Load, VmFail::Invalid);
+    }
+    if seeded::launch_fails(2, index) {
+        return undo(Step::Launch, VmFail::Invalid);
     }
     // SAFETY: CPL 0, interrupts are off, the block is complete.
     unsafe { vcpu::fill(core, hypervisor, instr::rflags()) };

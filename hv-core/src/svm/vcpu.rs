@@ -169,7 +169,7 @@ pub fn inject(core: &Core, event: Event) {
         return;
     };
     if seeded::is(Planted::DropErrorCode) {
-        word &= (1 << layout::ERROR_CODE_SHIFT) - 1 & !layout::HAS_ERROR_CODE;
+        word &= 0xFFFF_FFFF & !layout::HAS_ERROR_CODE;
     }
     control.event_inj.set(word);
     control

@@ -19,7 +19,9 @@
 //! [^1]: the VMCB of the last VMRUN is in no answer of QEMU's monitor.
 //! [^2]: a store drops the translations of its page before it is made, and another
 //! thread may translate the old bytes in between. Specimens that need it say
-//! `"not_on": ["qemu"]`.
+//! `"not_on": ["qemu"]`. So do those that look at an emulator's order of checks
+//! (VMRUN with a bad address in RAX is #GP before it is an exit) or at an instruction
+//! that faults after half its work (BTS and CMPXCHG16B restart with other flags).
 //! [^3]: so `instructions`, `control-register-sweep` and `event-delivery` are Bochs's alone.
 
 use super::options::Emulator;

@@ -4,7 +4,6 @@ use loom::cell::UnsafeCell;
 
 use crate::atomics::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use crate::revocation::guest::Rights;
-use crate::revocation::instr;
 use crate::revocation::percpu::{Core, PAGES};
 use crate::revocation::transition::TransitionLock;
 
