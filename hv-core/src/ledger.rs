@@ -100,3 +100,149 @@ impl Ledger {
         unsafe { platform.free(self.own) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::{ImageSection, MAX_IMAGE_SECTIONS, Ram};
+    use core::cell::{Cell, RefCell};
+    use ept::addr::Hpa;
+    use std::boxed::Box;
+    use std::vec::Vec;
+
+    #[repr(C, align(4096))]
+    struct Page([u8; 4096]);
+
+    /// Hands out plain memory, `left` times, and notes what comes back.
+    struct Memory {
+        left: Cell<usize>,
+        taken: RefCell<Vec<Region>>,
+        freed: RefCell<Vec<Region>>,
+    }
+
+    impl Memory {
+        fn new(left: usize) -> Self {
+            Self {
+                left: Cell::new(left),
+                taken: RefCell::new(Vec::new()),
+                freed: RefCell::new(Vec::new()),
+            }
+        }
+    }
+
+    // SAFETY: what is handed out is page-aligned, zeroed and never used again.
+    unsafe impl Platform for Memory {
+        fn cpu_count(&self) -> u32 {
+            1
+        }
+
+        fn allocate(&self, bytes: usize) -> Option<Region> {
+            assert!(bytes > 0 && bytes.is_multiple_of(4096));
+            self.left.set(self.left.get().checked_sub(1)?);
+            let pages: Vec<Page> = (0..bytes / 4096).map(|_| Page([0; 4096])).collect();
+            let va = Box::leak(pages.into_boxed_slice()).as_mut_ptr() as u64;
+            let region = Region {
+                va,
+                pa: Hpa::new(va),
+                bytes,
+            };
+            self.taken.borrow_mut().push(region);
+            Some(region)
+        }
+
+        unsafe fn free(&self, region: Region) {
+            self.freed.borrow_mut().push(region);
+        }
+
+        fn physical_address(&self, va: u64) -> Option<Hpa> {
+            Some(Hpa::new(va))
+        }
+
+        fn run_on(&self, _: u32, _: &mut dyn FnMut()) -> bool {
+            false
+        }
+
+        fn ram(&self) -> Option<Ram> {
+            None
+        }
+
+        fn image_sections(&self, _: &mut [ImageSection; MAX_IMAGE_SECTIONS]) -> usize {
+            0
+        }
+
+        fn random(&self) -> [u64; 2] {
+            [0; 2]
+        }
+    }
+
+    fn release(ledger: Ledger, memory: &Memory) {
+        // SAFETY: there is no root mode here.
+        unsafe { ledger.release(memory) };
+    }
+
+    /// Each block in the order in which it was taken, the list's own last.
+    fn all_came_back(memory: &Memory) -> bool {
+        let mut taken = memory.taken.borrow().clone();
+        taken.rotate_left(1);
+        *memory.freed.borrow() == taken
+    }
+
+    #[test]
+    fn blocks_are_told_by_who_may_see_them_and_all_come_back() {
+        let memory = Memory::new(100);
+        let mut ledger = Ledger::new(&memory).unwrap();
+        let mut take = |bytes, visibility| {
+            let region = ledger.allocate(&memory, bytes, visibility).unwrap();
+            assert_eq!(Some(&region), memory.taken.borrow().last());
+            region
+        };
+        let first = take(1, Visibility::Private);
+        let shared = take(8192, Visibility::Shared);
+        let second = take(4097, Visibility::Private);
+        let plain = take(0, Visibility::Plain);
+        assert_eq!(
+            [first, shared, second, plain].map(|region| region.bytes),
+            [4096, 8192, 8192, 4096],
+            "whole pages, at least one"
+        );
+        for (visibility, expected) in [
+            (Visibility::Private, &[first, second][..]),
+            (Visibility::Shared, &[shared]),
+            (Visibility::Plain, &[plain]),
+        ] {
+            let found: Vec<_> = ledger.regions(visibility).collect();
+            assert_eq!(found, expected);
+            let bytes = expected.iter().map(|region| region.bytes).sum::<usize>();
+            assert_eq!(ledger.bytes(visibility), bytes);
+        }
+        assert!(memory.freed.borrow().is_empty());
+        release(ledger, &memory);
+        assert!(all_came_back(&memory));
+    }
+
+    #[test]
+    fn a_block_that_is_not_there_is_not_listed() {
+        assert!(Ledger::new(&Memory::new(0)).is_none());
+        let memory = Memory::new(2);
+        let mut ledger = Ledger::new(&memory).unwrap();
+        assert!(ledger.allocate(&memory, 1, Visibility::Plain).is_some());
+        assert!(ledger.allocate(&memory, 1, Visibility::Plain).is_none());
+        assert_eq!(ledger.bytes(Visibility::Plain), 4096);
+        release(ledger, &memory);
+        assert!(all_came_back(&memory));
+    }
+
+    #[test]
+    fn the_list_fills_its_own_block_and_no_more() {
+        let memory = Memory::new(usize::MAX);
+        let mut ledger = Ledger::new(&memory).unwrap();
+        let room = ledger.own.bytes / size_of::<Entry>();
+        let taken = (0..=room)
+            .map_while(|_| ledger.allocate(&memory, 1, Visibility::Plain))
+            .count();
+        assert_eq!(taken, room);
+        assert_eq!(ledger.bytes(Visibility::Plain), room * 4096);
+        release(ledger, &memory);
+        assert!(all_came_back(&memory));
+    }
+}

@@ -365,6 +365,24 @@ fn the_same_region_again_is_aimed_at() {
     bench.check(&[page]);
 }
 
+/// After a build that failed the tables are neither those of the pages before
+/// nor of the pages asked for.
+#[test]
+fn a_path_that_failed_is_not_aimed() {
+    let bench = bench();
+    let page = GB + 0x5000;
+    let _ = bench
+        .space
+        .set_state(Gpa::new(page), state(PageState::Stepping))
+        .unwrap();
+    assert!(!aim(&bench, page));
+    assert!(aim(&bench, page));
+    let far = [0, 3, 5, 7].map(|at| (Gpa::new(at * GB), Access::all()));
+    assert_eq!(bench.path.build(&bench.space, &far), Err(NoRoom));
+    assert!(!aim(&bench, page));
+    bench.check(&[page]);
+}
+
 #[test]
 fn an_aimed_page_has_the_rights_that_were_asked_for() {
     let bench = bench();
