@@ -53,7 +53,7 @@ pub struct PrivatePath<'a> {
     given: [AtomicU64; MAX_GIVEN],
 }
 
-/// Pages that a path remembers; a step over more is built from scratch.
+/// Pages that a path remembers; after a step over more it is built from scratch.
 const MAX_GIVEN: usize = 4;
 /// No page's address.
 const NOTHING: u64 = u64::MAX;
@@ -216,7 +216,7 @@ impl<'a> PrivatePath<'a> {
     ) -> bool {
         let region = self.region.load(Ordering::Relaxed);
         let inside = |gpa: Gpa| same_region(gpa, Gpa::new(region));
-        if last == NOTHING || pages.len() > MAX_GIVEN || !pages.iter().all(|page| inside(page.0)) {
+        if last == NOTHING || !pages.iter().all(|page| inside(page.0)) {
             return false;
         }
         let Some(theirs) = shared.leaf_table(Gpa::new(region)) else {
