@@ -119,6 +119,7 @@ mod tests {
         assert!(!taken(&[(0x10_0000, 0)]), "empty");
         assert!(!taken(&[(0xC000_0000, 0x1000)]), "a device");
         assert!(!taken(&[(0xBFFF_F000, 0x2000)]), "its end is a device");
+        assert!(taken(&[(0xBFFF_E000, 0x2000)]), "just below a device");
         assert!(!taken(&[(limit - 0x1000, 0x2000)]), "out of reach");
         assert!(!taken(&[(u64::MAX - 0xFFF, 0x2000)]), "overflow");
         assert!(!taken(&[(0x10_0800, 0x1000)]), "no page");

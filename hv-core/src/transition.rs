@@ -43,3 +43,26 @@ impl Drop for Held<'_> {
         self.0.0.store(false, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::{Cell, RefCell};
+
+    #[test]
+    fn who_waits_serves_until_the_lock_is_given_back() {
+        let lock = TransitionLock::new();
+        let held = RefCell::new(Some(lock.acquire(|| panic!("it is free"))));
+        let served = Cell::new(0);
+        let second = lock.acquire(|| {
+            served.set(served.get() + 1);
+            assert!(served.get() <= 3, "it was given back");
+            if served.get() == 3 {
+                held.take();
+            }
+        });
+        assert_eq!(served.get(), 3);
+        drop(second);
+        drop(lock.acquire(|| panic!("it is free again")));
+    }
+}

@@ -297,6 +297,32 @@ mod tests {
         let found = translate(Paging::Pae, 0x1020, Gva::new(0xC020_0010), read).unwrap();
         assert_eq!(found.gpa.as_u64(), 0x9010);
         assert!(!found.executable && found.writable);
+        // The same way behind a pointer that is not present.
+        let memory = BTreeMap::from([(0x1038, 0x2000_u64), (0x2008, 0x3003), (0x3000, 0x9003)]);
+        let read = |_: u8, at: u64| memory.get(&at).copied();
+        assert!(translate(Paging::Pae, 0x1020, Gva::new(0xC020_0010), read).is_none());
+    }
+
+    #[test]
+    fn the_canonical_addresses_end_where_the_manual_says() {
+        for (paging, bits) in [(Paging::Level4, 48), (Paging::Level5, 57)] {
+            let reads = |va: u64| {
+                let mut reads = 0;
+                let found = translate(paging, 0x1000, Gva::new(va), |_, _| {
+                    reads += 1;
+                    None
+                });
+                assert!(found.is_none());
+                reads
+            };
+            let half = 1_u64 << (bits - 1);
+            for va in [0, half - 1, half.wrapping_neg(), u64::MAX] {
+                assert_eq!(reads(va), 1, "{va:#x}");
+            }
+            for va in [half, half << 1, 1 << 63, half.wrapping_neg() - 1] {
+                assert_eq!(reads(va), 0, "{va:#x}");
+            }
+        }
     }
 
     #[test]

@@ -147,6 +147,13 @@ fn nothing_is_asked_for_that_is_not_needed() {
     assert!(c.mbec && c.mtf && c.ept_1g && c.advanced_exit_info && !c.cet);
 }
 
+/// The bits that are switched while the guest runs.
+#[test]
+fn windows_and_steps_have_their_bits() {
+    assert_eq!(caps::PRIMARY_NMI_WINDOW, 1 << 22);
+    assert_eq!(caps::PRIMARY_MTF, 1 << 27);
+}
+
 /// The register's highest bit is no part of the revision.
 #[test]
 fn the_revision_has_31_bits() {
