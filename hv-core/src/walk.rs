@@ -131,9 +131,8 @@ fn descend(
     let mut level = match shift {
         48 => 5,
         39 => 4,
-        30 => 3,
-        21 => 2,
-        _ => 1,
+        // PAE paging, below its four pointers.
+        _ => 2,
     };
     loop {
         let index = va >> shift & 511;
@@ -205,10 +204,10 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    fn map(va: u64, leaf_shift: u32, entry: u64) -> BTreeMap<u64, u64> {
+    fn map(top: u32, va: u64, leaf_shift: u32, entry: u64) -> BTreeMap<u64, u64> {
         let mut memory = BTreeMap::new();
         let mut table = 0x1000;
-        let mut shift = 39;
+        let mut shift = top;
         while shift > leaf_shift {
             memory.insert(table + (va >> shift & 511) * 8, (table + 0x1000) | 7);
             table += 0x1000;
@@ -222,7 +221,7 @@ mod tests {
     fn each_page_size_is_found() {
         let va = 0xFFFF_F805_1234_5678;
         for (shift, large) in [(12, 0), (21, LARGE), (30, LARGE)] {
-            let memory = map(va, shift, 0x1_4000_0000 | PRESENT | WRITABLE | large);
+            let memory = map(39, va, shift, 0x1_4000_0000 | PRESENT | WRITABLE | large);
             let found = translate(Paging::Level4, 0x1000, Gva::new(va), |_, at| {
                 memory.get(&at).copied()
             });
@@ -235,7 +234,7 @@ mod tests {
     #[test]
     fn low_bits_of_cr3_are_no_address() {
         let va = 0x7FFF_0000_1000;
-        let memory = map(va, 12, 0x5000 | PRESENT | USER | NO_EXECUTE);
+        let memory = map(39, va, 12, 0x5000 | PRESENT | USER | NO_EXECUTE);
         let cr3 = 0x1000 | 0xABC | 1 << 63;
         let found = translate(Paging::Level4, cr3, Gva::new(va), |_, at| {
             memory.get(&at).copied()
@@ -329,13 +328,85 @@ mod tests {
     fn a_write_is_noted_when_every_flag_is_set() {
         let va = 0xFFFF_8000_0000_0000;
         for (leaf, noted) in [(0x61, true), (0x41, false), (0x21, false)] {
-            let mut memory = map(va, 12, 0x5000 | leaf);
+            let mut memory = map(39, va, 12, 0x5000 | leaf);
             for (_, entry) in memory.iter_mut().filter(|(at, _)| **at < 0x4000) {
                 *entry |= ACCESSED;
             }
             let read = |_: u8, at: u64| memory.get(&at).copied();
             let found = translate(Paging::Level4, 0x1000, Gva::new(va), read).unwrap();
             assert_eq!(found.noted, noted, "{leaf:#x}");
+        }
+    }
+
+    /// Each flag at each level, one at a time.
+    #[test]
+    fn every_level_has_its_say() {
+        const FLAGS: [u64; 6] = [PRESENT, WRITABLE, USER, ACCESSED, DIRTY, NO_EXECUTE];
+        let va = 0x7F_FFF1_2345_6789;
+        let (small, large) = (
+            Paging::Bits32 { large: false },
+            Paging::Bits32 { large: true },
+        );
+        for (paging, count, memory) in [
+            (Paging::Level4, 4, map(39, va & 0x7FFF_FFFF_FFFF, 12, 0xA000)),
+            (Paging::Level5, 5, map(48, va, 12, 0xA000)),
+            (small, 2, BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)])),
+            (large, 2, BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)])),
+        ] {
+            let (va, no_execute) = match paging {
+                Paging::Level4 => (va & 0x7FFF_FFFF_FFFF, NO_EXECUTE),
+                Paging::Level5 => (va, NO_EXECUTE),
+                _ => (0xF134_6789, 0),
+            };
+            for (level, flag) in (1..=count).flat_map(|level| FLAGS.map(|flag| (level, flag))) {
+                let mut memory = memory.clone();
+                for (at, entry) in &mut memory {
+                    *entry |= PRESENT | WRITABLE | USER | ACCESSED | DIRTY;
+                    if at >> 12 == u64::from(count + 1 - level) {
+                        *entry ^= flag;
+                    }
+                    if count == 2 {
+                        // Nothing of this is the neighbour's.
+                        *entry = *entry & 0xFFFF_FFFF | !(*entry) << 32;
+                    }
+                }
+                let mut levels = std::vec::Vec::new();
+                let found = translate(paging, 0x1018, Gva::new(va), |level, at| {
+                    levels.push(level);
+                    memory.get(&at).copied()
+                });
+                let expected = Translation {
+                    gpa: Gpa::new(0xA789),
+                    user: flag != USER,
+                    writable: flag != WRITABLE,
+                    executable: flag & no_execute == 0,
+                    noted: flag != ACCESSED && (flag, level) != (DIRTY, 1),
+                };
+                let reached = if flag == PRESENT { level } else { 1 };
+                assert_eq!(found, (flag != PRESENT).then_some(expected), "{flag:#x}");
+                assert!(levels.into_iter().eq((reached..=count).rev()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_flag_of_a_4_mb_page_counts() {
+        let paging = Paging::Bits32 { large: true };
+        for flag in [0, PRESENT, WRITABLE, USER, ACCESSED, DIRTY] {
+            // The lowest and the highest of the eight upper bits of the address.
+            let entry = (0xFFC0_0000 | 1 << 20 | 1 << 13 | 0xE7) ^ flag;
+            let found = translate(paging, 0x1000, Gva::new(0x3F_FFFF), |level, at| {
+                assert_eq!((level, at), (2, 0x1000));
+                Some(entry)
+            });
+            let expected = Translation {
+                gpa: Gpa::new(0x81_FFFF_FFFF),
+                user: flag != USER,
+                writable: flag != WRITABLE,
+                executable: true,
+                noted: flag != ACCESSED && flag != DIRTY,
+            };
+            assert_eq!(found, (flag != PRESENT).then_some(expected), "{flag:#x}");
         }
     }
 

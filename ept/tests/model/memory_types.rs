@@ -447,6 +447,25 @@ fn a_guests_write_is_followed() {
 }
 
 #[test]
+fn only_the_announced_ranges_are_taken() {
+    let third = 0x8000_0001;
+    let mut registers = Registers {
+        cap: 0x502,
+        def_type: 0xc06,
+        fixed: [WB8; 11],
+        variable: vec![(0, 0), (0, 0), (third, 0xf_8000_0800)],
+        phys_bits: 36,
+    };
+    for (cap, mt) in [(0x502, MemoryType::Wb), (0x503, MemoryType::Wc)] {
+        registers.cap = cap;
+        let state = registers.state();
+        assert_eq!(state.type_of(Gpa::new(0x8000_0000)), mt);
+        let announced = (cap == 0x503).then_some(third);
+        assert_eq!(state.read(MSR_PHYS_BASE0 + 4), announced);
+    }
+}
+
+#[test]
 fn only_five_encodings_are_types() {
     for bits in 0..=255_u8 {
         let expected = [0, 1, 4, 5, 6].contains(&bits);
