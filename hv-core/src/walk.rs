@@ -348,10 +348,22 @@ mod tests {
             Paging::Bits32 { large: true },
         );
         for (paging, count, memory) in [
-            (Paging::Level4, 4, map(39, va & 0x7FFF_FFFF_FFFF, 12, 0xA000)),
+            (
+                Paging::Level4,
+                4,
+                map(39, va & 0x7FFF_FFFF_FFFF, 12, 0xA000),
+            ),
             (Paging::Level5, 5, map(48, va, 12, 0xA000)),
-            (small, 2, BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)])),
-            (large, 2, BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)])),
+            (
+                small,
+                2,
+                BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)]),
+            ),
+            (
+                large,
+                2,
+                BTreeMap::from([(0x1F10, 0x2000), (0x2D18, 0xA000)]),
+            ),
         ] {
             let (va, no_execute) = match paging {
                 Paging::Level4 => (va & 0x7FFF_FFFF_FFFF, NO_EXECUTE),

@@ -47,11 +47,14 @@ mod tests {
 
     #[test]
     fn mirrors_follow_the_guest() {
-        assert_eq!(guest_ecx(1, 0, u32::MAX, 0), !(VMX | SMX | OSXSAVE));
-        assert_eq!(guest_ecx(1, 0, 0, CR4_OSXSAVE), OSXSAVE);
-        assert_eq!(guest_ecx(7, 0, OSPKE, 0), 0);
-        assert_eq!(guest_ecx(7, 0, 0, CR4_PKE), OSPKE);
-        assert_eq!(guest_ecx(7, 1, OSPKE, 0), OSPKE, "another subleaf");
+        assert!(is_adjusted(1) && is_adjusted(7));
+        assert_eq!(guest_ecx(1, 0, u32::MAX, 0), !0x0800_0060);
+        assert_eq!(guest_ecx(1, 0, 0, 1 << 18), 0x0800_0000);
+        assert_eq!(guest_ecx(1, 0, u32::MAX, u64::MAX), !0x60);
+        assert_eq!(guest_ecx(7, 0, u32::MAX, 0), !0x10);
+        assert_eq!(guest_ecx(7, 0, 0, 1 << 22), 0x10);
+        assert_eq!(guest_ecx(7, 0, u32::MAX, u64::MAX), u32::MAX);
+        assert_eq!(guest_ecx(7, 1, 0x10, 0), 0x10, "another subleaf");
     }
 
     #[test]

@@ -171,6 +171,15 @@ mod tests {
         );
         assert_eq!(decode(0x20), Access::ClearTaskSwitched);
         assert_eq!(decode(0x1_0030), Access::LoadMachineStatus(1));
+        // What is not asked for is ignored.
+        assert_eq!(
+            decode(!0x37),
+            Access::Write {
+                register: 8,
+                source: 15
+            }
+        );
+        assert_eq!(decode(u64::MAX), Access::LoadMachineStatus(0xFFFF));
     }
 
     #[test]
@@ -218,8 +227,57 @@ mod tests {
         assert_eq!(write_cr0(&Facts { cr4: 0, ..off }, 0x8000_0011), None);
     }
 
+    /// Each combination of what a write to CR0 depends on, with the numbers of the
+    /// manual.
+    #[test]
+    fn every_write_to_cr0_is_judged_as_the_manual_says() {
+        let choose = |number: u32, bits: &[u32]| {
+            bits.iter().enumerate().fold(0_u64, |value, (at, bit)| {
+                value | u64::from(number >> at & 1) << bit
+            })
+        };
+        let is = |value: u64, bit: u32| value >> bit & 1 == 1;
+        // PE, TS, a reserved bit, WP, NW, CD, PG, and one of the upper half.
+        let values = [0, 3, 6, 16, 29, 30, 31, 32];
+        for number in 0..1 << 15 {
+            let value = choose(number, &values);
+            let facts = Facts {
+                cr0: choose(number >> 8, &[31]),
+                cr4: choose(number >> 9, &[5, 17, 23]),
+                efer: choose(number >> 12, &[8, 10]),
+                cs_long: number >> 14 == 1,
+            };
+            let (was, on) = (is(facts.cr0, 31), is(value, 31));
+            let illegal = is(value, 32)
+                || on && !is(value, 0)
+                || is(value, 29) && !is(value, 30)
+                || is(facts.cr4, 23) && !is(value, 16);
+            let into = !was && on && is(facts.efer, 8);
+            let out = was && !on;
+            let refused = into && (!is(facts.cr4, 5) || facts.cs_long)
+                || out && (is(facts.cr4, 17) || is(facts.efer, 10) && facts.cs_long);
+            let efer = match (into, out) {
+                (true, _) => facts.efer | 1 << 10,
+                (_, true) => facts.efer & !(1 << 10),
+                _ => facts.efer,
+            };
+            let expected = NewCr0 {
+                cr0: value & !(1 << 6) | 1 << 4,
+                efer,
+            };
+            let judged = write_cr0(&facts, value);
+            let expected = (!illegal && !refused).then_some(expected);
+            assert_eq!(judged, expected, "{facts:x?} {value:#x}");
+        }
+        // Reserved bits of the lower half are ignored, all others are taken.
+        let all = write_cr0(&LONG, 0xFFFF_FFFF).unwrap();
+        assert_eq!(all.cr0, 0xE005_003F);
+    }
+
     #[test]
     fn lmsw_cannot_leave_protected_mode() {
+        assert_eq!(load_machine_status(0x8005_0031, 0xFFF0), 0x8005_0031);
+        assert_eq!(load_machine_status(0x8005_0030, 0xFFFF), 0x8005_003F);
         assert_eq!(load_machine_status(0x8005_0033, 0), 0x8005_0031);
         assert_eq!(load_machine_status(0x10, 1), 0x11);
         assert_eq!(clear_task_switched(0x8005_003B), 0x8005_0033);
@@ -227,6 +285,8 @@ mod tests {
 
     #[test]
     fn vmxe_is_reserved() {
+        assert_eq!(CR4_OWNED, 0x6000);
+        assert_eq!(CACHE_BITS, 0x6000_0000);
         assert!(permits_cr4(0x0035_06F8 & !0x6000));
         assert!(!permits_cr4(0x2000));
         assert!(!permits_cr4(0x4000));

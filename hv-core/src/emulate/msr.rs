@@ -110,8 +110,35 @@ mod tests {
         assert_eq!(judge_read(0x493, 5), Answer::GeneralProtection);
         assert_eq!(judge_read(0x3A, 5), Answer::Value(1));
         assert_eq!(judge_read(0x3A, 0xF_FF05), Answer::Value(0xF_FF01));
+        assert_eq!(judge_read(0x3A, 7), Answer::Value(1));
+        assert_eq!(judge_read(0x3A, 0), Answer::Value(1), "unlocked");
         assert_eq!(judge_write(0x3A, 8), Answer::GeneralProtection);
+        assert_eq!(judge_write(0x480, 8), Answer::GeneralProtection);
+        assert_eq!(judge_write(0x20F, 8), Answer::ExecuteMemoryType);
+        assert_eq!(judge_write(0x210, 8), Answer::Execute);
         assert_eq!(judge_read(0x1B, 5), Answer::Execute);
+    }
+
+    #[test]
+    fn each_bit_is_the_judgement_of_its_msr() {
+        let mut bitmap = [0; 4096];
+        fill_bitmap(&mut bitmap, 8);
+        for index in 0..0x2000_u32 {
+            let bit = |part: usize| bitmap[part * 1024 + index as usize / 8] >> (index % 8) & 1;
+            let vmx = index == 0x3A || (0x480..=0x493).contains(&index);
+            let types = [0x250, 0x258, 0x259, 0x2FF].contains(&index)
+                || (0x200..=0x20F).contains(&index)
+                || (0x268..=0x26F).contains(&index);
+            assert_eq!(bit(0) == 1, vmx, "{index:#x}");
+            assert_eq!(judge_read(index, 5) != Answer::Execute, vmx, "{index:#x}");
+            assert_eq!(bit(2) == 1, vmx || types, "{index:#x}");
+            let written = match (vmx, types) {
+                (true, _) => Answer::GeneralProtection,
+                (_, true) => Answer::ExecuteMemoryType,
+                _ => Answer::Execute,
+            };
+            assert_eq!(judge_write(index, 8), written, "{index:#x}");
+        }
     }
 
     #[test]

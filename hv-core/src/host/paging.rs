@@ -160,22 +160,36 @@ mod tests {
         let va = 0xFFFF_F805_1234_5000;
         assert!(space.map(va, 0xABC_D000, PRESENT | WRITABLE | NO_EXECUTE));
         let entry = space.entry(va).unwrap().load(Ordering::Relaxed);
-        assert_eq!(entry & ADDRESS, 0xABC_D000);
-        assert_ne!(entry & NO_EXECUTE, 0);
+        assert_eq!(entry, 0x8000_0000_0ABC_D063);
+        // As the processor walks it.
+        let at = |table: usize, index: usize| tables[table].0[index].load(Ordering::Relaxed);
+        assert_eq!(space.root(), 0x10_0000);
+        assert_eq!(at(0, 496), 0x10_1063);
+        assert_eq!(at(1, 20), 0x10_2063);
+        assert_eq!(at(2, 145), 0x10_3063);
+        assert_eq!(at(3, 325), entry);
+        assert_eq!(space.used(), 4);
         assert_eq!(
             space.entry(va + 0x1000).unwrap().load(Ordering::Relaxed),
             0,
             "the neighbour stays unmapped"
         );
         assert!(space.entry(0x1000).is_none());
+        assert!(space.map(va + 0x1000, u64::MAX, UNCACHED));
+        let neighbour = space.entry(va + 0x1000).unwrap();
+        assert_eq!(neighbour.load(Ordering::Relaxed), 0xF_FFFF_FFFF_F078);
+        assert_eq!(space.used(), 4, "in the same tables");
     }
 
     #[test]
     fn the_bound_on_tables_holds() {
-        for (va, bytes) in [
-            (0xFFFF_F805_1234_5000_u64, 0x1000_usize),
-            (0xFFFF_F805_3FFF_F000, 0x40_0000),
-            (0xFFFF_FFFF_8000_0000 - 0x2000, 0x20_3000),
+        for (va, bytes, all) in [
+            (0xFFFF_F805_1234_5000_u64, 0x1000_usize, false),
+            (0xFFFF_F805_3FFF_F000, 0x40_0000, false),
+            (0xFFFF_FFFF_8000_0000 - 0x2000, 0x20_3000, false),
+            // The worst places: across a border of the highest level.
+            (0xFFFF_F880_0000_0000 - 0x1000, 0x2000, true),
+            (0xFFFF_F880_0000_0000 - 0x1000, 0x40_2000, true),
         ] {
             let count = 1 + HostSpace::tables_for(bytes);
             let tables = tables(count);
@@ -183,6 +197,8 @@ mod tests {
             for page in 0..(bytes / 4096) as u64 {
                 assert!(space.map(va + page * 4096, page * 4096, PRESENT));
             }
+            assert_eq!(space.used() == count, all);
+            assert!(space.entry(0x1000).is_none());
         }
     }
 
@@ -191,5 +207,6 @@ mod tests {
         let tables = tables(3);
         let mut space = HostSpace::new(&tables, 0).unwrap();
         assert!(!space.map(0x1000, 0x1000, PRESENT));
+        assert!(HostSpace::new(&[], 0).is_none());
     }
 }
