@@ -357,6 +357,20 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_severity_is_the_gravest() {
+        for (raw, name) in [
+            (0, "critical"),
+            (1, "info"),
+            (2, "medium"),
+            (3, "high"),
+            (4, "critical"),
+            (5, "critical"),
+        ] {
+            assert_eq!(Severity::from_raw(raw).as_str(), name);
+        }
+    }
+
+    #[test]
     fn any_bytes_are_an_event_that_can_be_read() {
         let event = Event::read_from_bytes(&[0xff; EVENT_BYTES]).unwrap();
         assert_eq!(event.kind(), None);

@@ -635,7 +635,48 @@ fn writes_join_at_their_limits() {
         bench.push(&hook(0x12, b"c", b"C"), None),
         Outcome::Merged(1)
     );
-    assert_eq!(bench.all()[1].write_length, 0);
+    let unknown = bench.all()[1];
+    assert_eq!(unknown.write_length, 0);
+    assert_eq!((unknown.old(), unknown.new_bytes()), (None, None));
+}
+
+#[test]
+fn only_the_bytes_that_are_known_are_told() {
+    for (lost, old, new) in [
+        (Flags::OLD, None, Some(&b"A"[..])),
+        (Flags::NEW, Some(&b"a"[..]), None),
+    ] {
+        let mut bench = Bench::new(8);
+        let mut event = hook(0x10, b"a", b"A");
+        event.flags &= !lost.bits();
+        bench.push(&event, None);
+        let finding = bench.all()[0];
+        assert_eq!((finding.old(), finding.new_bytes()), (old, new));
+    }
+}
+
+#[test]
+fn a_flood_takes_no_more_memory() {
+    let mut bench = Bench::new(6);
+    let room = |bench: &Bench| {
+        let assembler = &bench.assembler;
+        [
+            assembler.entries.capacity(),
+            assembler.timeline.capacity(),
+            assembler.unloaded.capacity(),
+        ]
+    };
+    let before = room(&bench);
+    assert!(before[0] >= 6 && before[1] >= TIMELINE_KEPT && before[2] >= UNLOADED_KEPT);
+    for index in 0..200 {
+        bench.push(&fetch(0xffff_9000_0000_0000 + (index << 12)), None);
+        bench.all();
+        let assembler = &mut bench.assembler;
+        assembler.image(Change::Unloaded, SECOND, "x.sys", index << 12, 0x1000);
+    }
+    assert_eq!(room(&bench), before);
+    assert_eq!(bench.assembler.timeline.len(), TIMELINE_KEPT);
+    assert_eq!(bench.assembler.unloaded.len(), UNLOADED_KEPT);
 }
 
 #[test]

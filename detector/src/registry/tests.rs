@@ -48,7 +48,12 @@ fn identity(va: u64) -> Option<u64> {
 
 fn two_modules() -> Vec<u8> {
     let mut builder = Builder::new(7);
-    let later = spec("later.sys", 0xffff_f800_2000_0000, 0x6000);
+    let later = ModuleSpec {
+        load_order: 3,
+        load_time: 4,
+        since: 5,
+        ..spec("later.sys", 0xffff_f800_2000_0000, 0x6000)
+    };
     builder.module(&later, usual(), identity).unwrap();
     let first = ModuleSpec {
         initialized: false,
@@ -67,6 +72,20 @@ fn addresses_are_found_with_section_rights_and_liveness() {
     assert_eq!(view.module(0).unwrap().name, b"ntoskrnl.exe");
     assert_eq!(view.module(1).unwrap().name, b"later.sys");
     assert_eq!(view.module(2), None);
+
+    let expected = Module {
+        name: b"later.sys",
+        base: 0xffff_f800_2000_0000,
+        size: 0x6000,
+        load_order: 3,
+        load_time: 4,
+        since: 5,
+        initialized: true,
+        first_section: 4,
+        section_count: 4,
+    };
+    assert_eq!(view.module(1), Some(expected));
+    assert!(!view.module(0).unwrap().initialized);
 
     let hit = view.by_address(0xffff_f800_1000_2ffe).unwrap();
     assert_eq!((hit.module, hit.section, hit.offset), (0, Some(0), 0x2ffe));
@@ -191,6 +210,12 @@ fn a_long_name_is_cut_at_a_character() {
     let bytes = builder.finish().unwrap();
     let name = View::new(&bytes).unwrap().module(0).unwrap().name;
     assert_eq!(core::str::from_utf8(name).unwrap().chars().count(), 31);
+}
+
+#[test]
+fn a_snapshot_is_reserved_at_once() {
+    let bytes = two_modules();
+    assert_eq!(bytes.capacity(), bytes.len());
 }
 
 #[test]

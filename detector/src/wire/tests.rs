@@ -104,6 +104,24 @@ fn requests_are_taken_only_as_they_should_be() {
 }
 
 #[test]
+fn only_known_flags_are_taken() {
+    let mut stop = StopRequest::zeroed();
+    assert_eq!(request::<StopRequest>(stop.as_bytes()), Ok(stop));
+    stop.flags = 1;
+    let refused = request::<StopRequest>(stop.as_bytes());
+    assert_eq!(refused, Err(Malformed::Flags));
+    let mut wait = WaitRequest::zeroed();
+    wait.flags = 7;
+    assert_eq!(request::<WaitRequest>(wait.as_bytes()), Ok(wait));
+    wait.flags = 8;
+    let refused = request::<WaitRequest>(wait.as_bytes());
+    assert_eq!(refused, Err(Malformed::Flags));
+    let evidence = EvidenceRequest::zeroed();
+    let taken = request::<EvidenceRequest>(evidence.as_bytes());
+    assert_eq!(taken, Ok(evidence));
+}
+
+#[test]
 fn a_reply_that_promises_more_than_it_holds_is_refused() {
     let mut wait = WaitReply::zeroed();
     wait.count = 2;

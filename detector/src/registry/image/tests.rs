@@ -92,6 +92,11 @@ fn headers_are_read() {
         (0x1234_5678, 0xabcd)
     );
     assert_eq!(image.exports, Some((EXPORTS, 0x200)));
+    for at in [0x80 + 24 + 112, 0x80 + 24 + 116] {
+        let mut bytes = headers();
+        put32(&mut bytes, at, 0);
+        assert_eq!(Image::parse(&bytes).unwrap().exports, None, "{at:#x}");
+    }
     let found: Vec<_> = sections(&bytes).unwrap().collect();
     assert_eq!(found.len(), 3);
     assert_eq!(
@@ -138,6 +143,24 @@ fn the_nearest_export_before_an_address() {
         Some((&b"Beta"[..], 0x1f00)),
         "a forwarder is no code"
     );
+}
+
+#[test]
+fn an_export_counts_by_its_address() {
+    // The address of Forward: just behind the directory, none, the one of Beta.
+    for (address, rva, expected) in [
+        (EXPORTS + 0x200, 0x3000, (&b"Forward"[..], 0xe00)),
+        (EXPORTS, 0x3000, (b"Beta", 0x1f00)),
+        (0x1100, 0x1104, (b"Beta", 4)),
+    ] {
+        let mut directory = directory();
+        put32(&mut directory, 0x48, address);
+        let found = nearest_export(&directory, EXPORTS, rva);
+        assert_eq!(found, Some(expected), "{address:#x}");
+    }
+    let mut directory = directory();
+    put32(&mut directory, 0x48, 0);
+    assert_eq!(nearest_export(&directory, EXPORTS, 0xfff), None);
 }
 
 proptest! {
