@@ -466,6 +466,34 @@ fn only_the_announced_ranges_are_taken() {
 }
 
 #[test]
+fn each_register_counts_when_cores_are_compared() {
+    type Set = fn(&mut Registers);
+    let registers = Registers {
+        cap: 0x502,
+        def_type: 0xc06,
+        fixed: [WB8; 11],
+        variable: vec![(0x6, 0xf_8000_0800), (0, 0)],
+        phys_bits: 36,
+    };
+    for (number, set) in [
+        (|r| r.cap = 0x102) as Set,
+        |r| r.cap = 0x501,
+        |r| r.phys_bits = 39,
+        |r| r.def_type = 0xc00,
+        |r| r.fixed[10] = 0,
+        |r| r.variable[1].0 = 1,
+        |r| r.variable[1].1 = 1,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut other = registers.clone();
+        set(&mut other);
+        assert!(other.state() != registers.state(), "{number}");
+    }
+}
+
+#[test]
 fn only_five_encodings_are_types() {
     for bits in 0..=255_u8 {
         let expected = [0, 1, 4, 5, 6].contains(&bits);
