@@ -23,6 +23,19 @@ fn exceptions_are_encoded_as_the_manual_says() {
     }
 }
 
+/// Intel SDM volume 3, "Exception and Interrupt Vectors", and AMD's #VC and
+/// #SX: which of them push an error code.
+#[test]
+fn exceptions_have_the_error_codes_of_their_vectors() {
+    for vector in 0..32_u8 {
+        let code = [8, 10, 11, 12, 13, 14, 17, 21, 29, 30].contains(&vector);
+        let event = Event::exception(vector, 0x1234);
+        let info = 0x8000_0300 | u64::from(code) << 11 | u64::from(vector);
+        assert_eq!(event.info(), info, "{vector}");
+        assert_eq!(event.error_code(), code.then_some(0x1234), "{vector}");
+    }
+}
+
 /// RFLAGS.RF is pushed as 1 by faults only: not by traps, not by aborts other
 /// than #DF, not by what software raises, not by interrupts.
 #[test]

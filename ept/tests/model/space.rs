@@ -316,7 +316,13 @@ fn types_follow_the_registers() {
     assert_eq!(space.retype(all.clone()).flush, Flush::None);
     // All off: everything is uncacheable.
     assert!(mtrr.write(MSR_DEF_TYPE, 0));
-    assert_eq!(space.retype(all).flush, Flush::Revoked);
+    // In two parts: neither reaches into the other.
+    let middle = Gpa::new(5 * GB);
+    assert_eq!(space.retype(all.start..middle).flush, Flush::Revoked);
+    for leaf in space.leaves() {
+        assert_eq!(leaf.mt == mtrr.type_of(leaf.gpa), leaf.gpa < middle);
+    }
+    assert_eq!(space.retype(middle..all.end).flush, Flush::Revoked);
     assert!(space.leaves().all(|leaf| leaf.mt == MemoryType::Uc));
     assert_eq!(space.count_pages(), recount(&space));
 }

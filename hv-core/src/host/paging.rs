@@ -203,6 +203,14 @@ mod tests {
     }
 
     #[test]
+    fn rights_have_their_flags() {
+        assert_eq!(page_flags(false, true), 1);
+        assert_eq!(page_flags(true, true), 3);
+        assert_eq!(page_flags(false, false), 1 << 63 | 1);
+        assert_eq!(page_flags(true, false), 1 << 63 | 3);
+    }
+
+    #[test]
     fn running_out_of_tables_is_told() {
         let tables = tables(3);
         let mut space = HostSpace::new(&tables, 0).unwrap();
