@@ -88,16 +88,18 @@ impl From<LaunchError> for Failure {
             LaunchError::UnknownVendor => Self::new(StartError::VendorUnsupported),
             LaunchError::HypervisorPresent => Self::new(StartError::HypervisorPresent),
             LaunchError::NoVmx => Self::new(StartError::NoVirtualization),
-            LaunchError::LockedOff => Self::new(StartError::VirtualizationLockedOff),
-            LaunchError::SwitchedOff => Self::new(StartError::VirtualizationLockedOff),
-            LaunchError::TooFewAsids => Self::new(StartError::MissingControl),
+            LaunchError::LockedOff | LaunchError::SwitchedOff => {
+                Self::new(StartError::VirtualizationLockedOff)
+            }
             LaunchError::UnequalFirmware => Self::new(StartError::UnequalFirmware),
             LaunchError::VmxInUse => Self::new(StartError::VirtualizationInUse),
             LaunchError::NoEpt => Self::new(StartError::NoEpt),
             LaunchError::NoFourLevelWalk => Self::new(StartError::NoFourLevelWalk),
             LaunchError::NoWriteBackTables => Self::new(StartError::NoWriteBackTables),
             LaunchError::NoInvept => Self::new(StartError::NoInvept),
-            LaunchError::MissingControl => Self::new(StartError::MissingControl),
+            LaunchError::MissingControl | LaunchError::TooFewAsids => {
+                Self::new(StartError::MissingControl)
+            }
             LaunchError::UnknownRequiredControl => Self::new(StartError::UnknownRequiredControl),
             LaunchError::ShadowStacks => Self::new(StartError::ShadowStacks),
             LaunchError::Fred => Self::new(StartError::Fred),

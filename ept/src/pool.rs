@@ -214,7 +214,7 @@ mod tests {
         // Chunks that touch are two all the same.
         let next = Hpa::new(0x7000_3000);
         let pool = Pool::new(&[(low_at, &low[..]), (next, &high[..])]).unwrap();
-        assert!(core::ptr::eq(pool.find(next).unwrap(), &high[0]));
+        assert!(core::ptr::eq(pool.find(next).unwrap(), &raw const high[0]));
         for bits in [3, 2 | 1 << 20, 2 << 20, u64::MAX] {
             assert!(pool.at(Place::from_bits(bits)).is_none(), "{bits:#x}");
         }
