@@ -75,6 +75,14 @@ extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
         core.state.look_again.store(1, Ordering::Release);
         return;
     }
+    hvdetect_root_failed(core, frame)
+}
+
+/// A defect of ours: nothing of the interrupted code is gone back to. (A function of
+/// its own: the other ways through the handler keep the vector registers.)
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "win64" fn hvdetect_root_failed(core: &Core, frame: &ExceptionFrame) -> ! {
     // SAFETY: reads CR2 at CPL 0.
     let address = unsafe { instr::cr2() };
     core.state.crash.set(CrashRecord {

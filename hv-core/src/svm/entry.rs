@@ -94,17 +94,15 @@ global_asm!(
     "    wrmsr",
     "    mov rax, [rsp + 8]",
     "    vmsave rax",
-    "    jmp 3f",
+    "    jmp hvdetect_svm_enter",
     "2:  ret",
-    // ---- entry with the guest's registers in place
+    // ---- entry with the guest's registers in place, and exit
+    ".globl hvdetect_svm_enter",
+    ".balign 16",
+    "hvdetect_svm_enter:",
     "3:  mov rax, [rsp]",
     "    vmload rax",
-    ".globl hvdetect_svm_run",
-    "hvdetect_svm_run:",
     "    vmrun rax",
-    // ---- exit
-    ".globl hvdetect_svm_exit",
-    "hvdetect_svm_exit:",
     "    vmsave rax",
     "    push rax", // the place of the guest's RAX
     "    push rcx",

@@ -15,17 +15,26 @@ const LABELS: [&str; 4] = [
 ];
 
 /// Where the processor enters root mode.
-const STUBS: [&str; 3] = [
+const STUBS: [&str; 4] = [
     "hvdetect_vmx_exit",
+    "hvdetect_svm_enter",
     "hvdetect_root_nmi_stub",
     "hvdetect_exception_stubs",
 ];
 
-/// Gives root mode's stack up: it sets RSP and never returns.
-const NEW_STACK: &str = "hvdetect_vmx_enter_after_fault";
+/// Give root mode's stack up: they set RSP and never return.
+const NEW_STACK: [&str; 2] = [
+    "hvdetect_vmx_enter_after_fault",
+    "hvdetect_svm_enter_after_fault",
+];
 
 /// Never return to the stub that calls them.
-const NEVER_RETURN: [&str; 2] = [NEW_STACK, "hvdetect_vmx_resume_failed"];
+const NEVER_RETURN: [&str; 4] = [
+    NEW_STACK[0],
+    NEW_STACK[1],
+    "hvdetect_vmx_resume_failed",
+    "hvdetect_root_failed",
+];
 
 /// Methods that root mode calls through tables which were filled before the
 /// launch, by the names of trait and method.
@@ -49,7 +58,7 @@ const INDIRECT: [&str; 5] = [
     // The monitor: `role`, `on_written`, `on_fetch`, and the guest's memory.
     "hv_core::violation::",
     // The monitor: `on_virtualization`.
-    "hvdetect_vmx_slow",
+    "hv_core::exit::virtualization",
     // The monitor: `receive`, `commit`, `forgotten`.
     "hv_core::hypercall::answer",
     // The guest's memory, and the closure of `forgotten`.
@@ -92,7 +101,7 @@ pub(super) fn keeps_its_rules(stage: &mut Stage<'_>) -> Result<()> {
     }
     let mut deepest = (0, Vec::new());
     for root in &roots {
-        match reach.deepest(root, &[NEW_STACK]) {
+        match reach.deepest(root, &NEW_STACK) {
             Ok(found) if found.0 > deepest.0 => deepest = found,
             Ok(_) => {}
             Err(error) => wrong.push(format!("{error:#}")),
@@ -135,7 +144,7 @@ fn named<'a>(image: &'a Image, name: &str) -> Result<&'a Function> {
 /// All that root mode begins with.
 fn roots(image: &Image) -> Result<Vec<&Function>> {
     let mut roots = Vec::new();
-    for name in STUBS.iter().chain([&NEW_STACK]) {
+    for name in STUBS.iter().chain(&NEW_STACK) {
         roots.push(named(image, name)?);
     }
     for (of, method) in METHODS {

@@ -36,7 +36,7 @@ pub(crate) fn decode<'a>(image: &'a Image, function: &Function) -> Decoder<'a> {
 /// the calls, with the next instruction if they fail.
 pub(crate) fn flow_control(instruction: &Instruction) -> FlowControl {
     match instruction.mnemonic() {
-        Mnemonic::Vmlaunch | Mnemonic::Vmresume => FlowControl::Next,
+        Mnemonic::Vmlaunch | Mnemonic::Vmresume | Mnemonic::Vmrun => FlowControl::Next,
         _ => instruction.flow_control(),
     }
 }
