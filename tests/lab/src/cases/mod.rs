@@ -57,8 +57,8 @@ impl Amd {
     }
 }
 
-/// Whether specimens have their cases on AMD.
-const SPECIMENS_ON_AMD: Amd = Amd::Both;
+/// On which of AMD's models specimens have their cases.
+const SPECIMENS_ON_AMD: Amd = Amd::Bochs;
 
 /// On which machines a case runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +243,7 @@ const TABLE: &[Case] = &[
         name: "cycles-under-load",
         about: "50 start/stop cycles while programs and drivers run; registers as before",
         on: On::Matrix,
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: cycles::fifty_under_load,
     },
@@ -379,7 +379,7 @@ const TABLE: &[Case] = &[
         name: "triple-fault",
         about: "a triple fault of the guest ends the machine as without the hypervisor",
         on: On::Models,
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: exerciser::triple_fault,
     },
@@ -419,7 +419,7 @@ const TABLE: &[Case] = &[
         name: "rwx-bounded",
         about: "a driver with a read-write-execute section runs at a bounded cost",
         on: On::Models,
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: specimens::mixed_section_is_bounded,
     },
@@ -427,7 +427,7 @@ const TABLE: &[Case] = &[
         name: "driver-storm",
         about: "75 drivers come and go below the hypervisor, and nothing is found",
         on: On::Models,
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: specimens::driver_storm,
     },
@@ -443,7 +443,7 @@ const TABLE: &[Case] = &[
         name: "jit-silent",
         about: "ring-3 programs, one of which rewrites its own code, cause no finding",
         on: On::Models,
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: specimens::programs_are_silent,
     },
@@ -515,7 +515,7 @@ const TABLE: &[Case] = &[
         name: "two-callers",
         about: "two callers start and stop at once: one does it, the other is told so",
         on: On::Only("tigerlake", 4),
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: callers::two_at_once,
     },
@@ -523,7 +523,7 @@ const TABLE: &[Case] = &[
         name: "killed-callers",
         about: "callers of start and stop and readers are killed at any moment",
         on: On::Only("tigerlake", 2),
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: callers::killed,
     },
@@ -531,7 +531,7 @@ const TABLE: &[Case] = &[
         name: "nobody-reads",
         about: "findings that nobody reads: drops are counted, the guest goes on",
         on: On::Only("tigerlake", 2),
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: callers::never_reads,
     },
@@ -623,7 +623,7 @@ const SEEDED: &[Case] = &[
         name: "allocation-failures",
         about: "each allocation of the start fails: refused, all as before",
         on: On::Only("tigerlake", 2),
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: seeded::allocation_failures,
     },
@@ -631,7 +631,7 @@ const SEEDED: &[Case] = &[
         name: "cannot-leave",
         about: "a core that cannot be given back: said, nothing freed, the driver stays",
         on: On::Only("tigerlake", 2),
-        amd: Amd::Both,
+        amd: Amd::Bochs,
         long: false,
         run: seeded::cannot_leave,
     },
