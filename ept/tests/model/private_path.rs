@@ -353,7 +353,7 @@ fn the_same_region_again_is_aimed_at() {
     assert!(!aim(&bench, page));
     // Sixteen are remembered.
     for i in 0..16 {
-        let to = [PageState::Executable, PageState::Stepping][i % 2];
+        let to = [PageState::Stepping, PageState::Executable][i % 2];
         set(GB + 0x7000, to);
     }
     assert!(aim(&bench, page));

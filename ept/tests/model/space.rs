@@ -402,6 +402,23 @@ fn exhaustion_changes_nothing_and_leaves_a_way_on() {
     ));
 }
 
+#[test]
+fn splits_leave_the_reserve_and_fills_take_the_last_table() {
+    let mtrr = mtrr();
+    for (tables, reserve) in [(7, 0), (8, 1), (64, 8), (200, 16)] {
+        let (space, _) = space(EptFormat { mbec: true }, &mtrr, tables, true);
+        let done = (0..512).map_while(|i| space.split(Gpa::new(4 * GB + i * 2 * MB)).ok());
+        assert!(done.count() > 0);
+        assert_eq!(space.pool().available(), reserve);
+    }
+    // Three below the root, for a page of the first megabyte.
+    for (tables, taken) in [(3, Err(MapError::PoolExhausted)), (4, Ok(0))] {
+        let (space, _) = space(EptFormat { mbec: true }, &mtrr, tables, true);
+        let video = space.ensure(Gpa::new(0xa_0000));
+        assert_eq!(video.map(|_| space.pool().available()), taken);
+    }
+}
+
 /// What a page should be, kept in the plainest way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Page {
