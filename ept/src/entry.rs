@@ -436,12 +436,23 @@ mod tests {
             assert_eq!(ept.decode(0x1234_5000 | 6 << 3, level), Decoded::Absent);
             assert_eq!(NptFormat.decode(0x1234_5006, level), Decoded::Absent);
         }
-        // Bit 10 makes an entry present with MBEC only.
-        assert_eq!(
-            EptFormat { mbec: false }.decode(1 << 10, 1),
-            Decoded::Absent
-        );
-        assert_ne!(ept.decode(1 << 10, 1), Decoded::Absent);
+        // One right is enough to make an entry present; bit 10 is one with MBEC
+        // only.
+        let fetch = Access::EXEC_KERNEL | Access::EXEC_USER;
+        for (bit, without, with) in [
+            (0, Some(Access::READ), Access::READ),
+            (1, Some(Access::WRITE), Access::WRITE),
+            (2, Some(fetch), Access::EXEC_KERNEL),
+            (10, None, Access::EXEC_USER),
+        ] {
+            for (mbec, expected) in [(false, without), (true, Some(with))] {
+                let found = match (EptFormat { mbec }).decode(1 << bit, 1) {
+                    Decoded::Leaf { access, .. } => Some(access),
+                    Decoded::Absent | Decoded::Table(_) => None,
+                };
+                assert_eq!(found, expected, "{bit} {mbec}");
+            }
+        }
         // Reserved values must not trip the reader either, and the walk's short
         // question has the same answer.
         let next = |decoded| match decoded {
