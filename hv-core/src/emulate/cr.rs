@@ -278,6 +278,7 @@ mod tests {
     fn lmsw_cannot_leave_protected_mode() {
         assert_eq!(load_machine_status(0x8005_0031, 0xFFF0), 0x8005_0031);
         assert_eq!(load_machine_status(0x8005_0030, 0xFFFF), 0x8005_003F);
+        assert_eq!(load_machine_status(0x8005_0031, 1), 0x8005_0031);
         assert_eq!(load_machine_status(0x8005_0033, 0), 0x8005_0031);
         assert_eq!(load_machine_status(0x10, 1), 0x11);
         assert_eq!(clear_task_switched(0x8005_003B), 0x8005_0033);
