@@ -613,6 +613,10 @@ numbers! {
         CoreUnreachable = 29,
         /// The list of physical memory could not be read.
         MemoryMap = 30,
+        /// SVM is switched off, but not locked (VM_CR).
+        SwitchedOff = 31,
+        /// SVM has no address-space identifier for a guest.
+        TooFewAsids = 32,
     }
 }
 

@@ -10,6 +10,7 @@ use detector::finding::Page;
 use detector::registry::View;
 use detector::wire::{Features, Gaps, Notes, Pages, StartError, StartFlags, StatusReply};
 use ept::addr::Pfn;
+use hv_core::backend::Vendor;
 use hv_core::error;
 use hv_core::launch::{self, Options};
 use hv_core::platform::Platform;
@@ -134,12 +135,13 @@ impl Machine {
         let status = self.hypervisor.status();
         let can = status.features;
         reply.cores = status.cores;
-        let mut features = Features::NESTED_PAGING
-            | Features::LEAF_2M
-            | Features::VPID
-            | Features::INVEPT_SINGLE
-            | Features::UNRESTRICTED
-            | Features::VIRTUAL_NMI;
+        let mut features = Features::NESTED_PAGING | Features::LEAF_2M | Features::VPID;
+        if can.vendor == Vendor::Intel {
+            features |= Features::UNRESTRICTED | Features::VIRTUAL_NMI;
+        }
+        features.set(Features::INVEPT_SINGLE, can.flush_one);
+        features.set(Features::NEXT_RIP, can.next_rip);
+        features.set(Features::DECODE_ASSISTS, can.decode_assists);
         features.set(Features::LEAF_1G, can.leaf_1g);
         features.set(Features::MBEC, can.mbec);
         features.set(Features::MTF, can.mtf);
@@ -147,6 +149,7 @@ impl Machine {
         let [writable, executable, stepping, exempt, hidden] = status.pages;
         let mut gaps = Gaps::from_bits_retain(reply.gaps);
         gaps.set(Gaps::USER_PAGES, !can.mbec);
+        gaps.set(Gaps::CORE_MISSING, status.totals.lost > 0);
         gaps.set(Gaps::TABLES_EXHAUSTED, status.totals.exhausted > 0);
         gaps.set(Gaps::EXEMPT_PAGES, exempt > 0 || status.abandoned);
         reply.gaps = gaps.bits();

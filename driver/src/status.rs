@@ -88,18 +88,16 @@ impl From<LaunchError> for Failure {
             LaunchError::UnknownVendor => Self::new(StartError::VendorUnsupported),
             LaunchError::HypervisorPresent => Self::new(StartError::HypervisorPresent),
             LaunchError::NoVmx => Self::new(StartError::NoVirtualization),
-            LaunchError::LockedOff | LaunchError::SwitchedOff => {
-                Self::new(StartError::VirtualizationLockedOff)
-            }
+            LaunchError::LockedOff => Self::new(StartError::VirtualizationLockedOff),
+            LaunchError::SwitchedOff => Self::new(StartError::SwitchedOff),
             LaunchError::UnequalFirmware => Self::new(StartError::UnequalFirmware),
             LaunchError::VmxInUse => Self::new(StartError::VirtualizationInUse),
             LaunchError::NoEpt => Self::new(StartError::NoEpt),
             LaunchError::NoFourLevelWalk => Self::new(StartError::NoFourLevelWalk),
             LaunchError::NoWriteBackTables => Self::new(StartError::NoWriteBackTables),
             LaunchError::NoInvept => Self::new(StartError::NoInvept),
-            LaunchError::MissingControl | LaunchError::TooFewAsids => {
-                Self::new(StartError::MissingControl)
-            }
+            LaunchError::MissingControl => Self::new(StartError::MissingControl),
+            LaunchError::TooFewAsids => Self::new(StartError::TooFewAsids),
             LaunchError::UnknownRequiredControl => Self::new(StartError::UnknownRequiredControl),
             LaunchError::ShadowStacks => Self::new(StartError::ShadowStacks),
             LaunchError::Fred => Self::new(StartError::Fred),

@@ -19,18 +19,29 @@ const ICR_LOW: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 /// Delivery mode NMI, level assert, physical destination.
 const NMI: u32 = 0x4400;
+/// Delivery mode INIT, level assert, physical destination.
+const INIT: u32 = 0x4500;
 const SEND_PENDING: u32 = 1 << 12;
 
 /// Sends an NMI to the core with the given APIC identifier.
 pub fn send_nmi(core: &Core, target: u32) {
+    send(core, target, NMI);
+}
+
+/// Sends INIT to the core with the given APIC identifier.
+pub fn send_init(core: &Core, target: u32) {
+    send(core, target, INIT);
+}
+
+fn send(core: &Core, target: u32, command: u32) {
     // SAFETY: IA32_APIC_BASE exists on every processor with VMX.
     let base = unsafe { instr::rdmsr(APIC_BASE) };
     if base & APIC_ENABLED == 0 {
         return;
     }
     if base & X2APIC_ENABLED != 0 {
-        // SAFETY: the register exists in x2APIC mode; an NMI to one of our cores.
-        unsafe { instr::wrmsr(X2APIC_ICR, u64::from(target) << 32 | u64::from(NMI)) };
+        // SAFETY: the register exists in x2APIC mode; an NMI or INIT to one of our cores.
+        unsafe { instr::wrmsr(X2APIC_ICR, u64::from(target) << 32 | u64::from(command)) };
         return;
     }
     let Some(window) = core.state.apic_window.get() else {
@@ -55,7 +66,7 @@ pub fn send_nmi(core: &Core, target: u32) {
     let before = read(ICR_HIGH);
     settle();
     write(ICR_HIGH, target << 24);
-    write(ICR_LOW, NMI);
+    write(ICR_LOW, command);
     settle();
     write(ICR_HIGH, before);
 }

@@ -16,7 +16,7 @@ use ept::space::Space;
 
 use crate::hypervisor::Hypervisor;
 use crate::percpu::Core;
-use crate::{instr, svm, vmx};
+use crate::{svm, vmx};
 
 /// Whose virtualization the processor has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,8 +28,12 @@ pub enum Vendor {
     Amd,
 }
 
-/// What the processor can do that neutral code must know of.
+/// What the processor can do that neutral code must know of, or people are told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "a description of a processor"
+)]
 pub struct Features {
     /// Whose virtualization it is.
     pub vendor: Vendor,
@@ -40,6 +44,12 @@ pub struct Features {
     pub mtf: bool,
     /// 1 GB leaves may be used.
     pub leaf_1g: bool,
+    /// The guest's translations can be flushed without those of others.
+    pub flush_one: bool,
+    /// Exits of instructions save the next instruction's address (AMD).
+    pub next_rip: bool,
+    /// Exits save operands and bytes of instructions (AMD).
+    pub decode_assists: bool,
 }
 
 /// The guest's registers as far as a decision or a finding needs them.
@@ -113,14 +123,6 @@ pub fn invalidate(core: &Core) {
     match core.hypervisor().features.vendor {
         Vendor::Intel => vmx::vcpu::invalidate(core),
         Vendor::Amd => svm::vcpu::invalidate(core),
-    }
-}
-
-/// Takes NMIs that wait, where root mode holds them back.
-pub fn listen(core: &Core) {
-    if core.hypervisor().features.vendor == Vendor::Amd {
-        // SAFETY: root mode with the host's IDT; maskable interrupts are off.
-        unsafe { instr::open_interrupts() };
     }
 }
 

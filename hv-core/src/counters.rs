@@ -1,7 +1,8 @@
 //! What root mode counts, one page a core, in the region that both sides see.
 //!
 //! Root mode only adds; the driver only reads. The guest could falsify the
-//! figures, so nothing is ever decided by them.
+//! figures, so nothing is ever decided by them, but whether a core may be called at
+//! all: who falsifies that can do no more than the crash that he can have anyway.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -83,7 +84,7 @@ counters! {
     recovered,
     /// Exits whose reason is not known.
     unknown,
-    /// Cores that were let go to be reset by INIT.
+    /// 1: the core was let go to be reset by INIT, and is no guest any more.
     lost,
 }
 

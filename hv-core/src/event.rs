@@ -51,6 +51,11 @@ impl Event {
         info: VALID | HAS_ERROR_CODE | 3 << 8 | 0xD,
         error_code: 0,
     };
+    /// #SX, INIT redirected.
+    pub const SECURITY: Self = Self {
+        info: VALID | HAS_ERROR_CODE | 3 << 8 | 0x1E,
+        error_code: 1,
+    };
     /// #MC.
     pub const MACHINE_CHECK: Self = Self {
         info: VALID | 3 << 8 | 0x12,

@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering;
 use ept::addr::{Gpa, Gva};
 
 use crate::backend::{Backend, GuestState};
+use crate::counters::Counters;
 use crate::emulate::msr;
 use crate::event::Event;
 use crate::hypercall::{self, Request};
@@ -67,6 +68,34 @@ pub fn fault<B: Backend>(
         tsc: instr::rdtsc(),
         core: core.state.index.get(),
         gprs: registers.in_order(guest.rsp),
+    }
+}
+
+/// A reserved bit is set in an entry of ours: the page is given up.
+pub fn misconfiguration<B: Backend>(core: &Core, gpa: Gpa) {
+    let hypervisor = core.hypervisor();
+    Counters::bump(&core.counters().misconfigured);
+    crate::trace!("misconfiguration", gpa.as_u64());
+    if let Some(space) = B::nested(hypervisor) {
+        let held = hypervisor.transition.acquire(|| shootdown::serve(core));
+        if space.exempt_whole(gpa).is_ok() {
+            shootdown::revoke(core);
+        }
+        drop(held);
+    }
+}
+
+/// Spoils what the stub will restore, when a test asks for it.
+pub fn forget_vector_state(registers: &GuestRegisters) {
+    // Both stubs' frames lie below the registers: XMM0-5 from 20H on, MXCSR at 80H.
+    let frame = (&raw const *registers as u64).wrapping_sub(0x98);
+    if seeded::is(Planted::ForgetXmm3) {
+        // SAFETY: the stub's own frame on this core's stack.
+        unsafe { instr::store64(frame + 0x50, 0x0BAD_0BAD) };
+    }
+    if seeded::is(Planted::ForgetMxcsr) {
+        // SAFETY: as above.
+        unsafe { instr::store32(frame + 0x80, 0x1F80) };
     }
 }
 
@@ -145,7 +174,7 @@ pub fn finish_rdmsr(registers: &mut GuestRegisters, value: Option<u64>) -> Next 
     }
 }
 
-/// Reads or writes a register as the guest asked, once it is known that this may
+/// Reads a register as the guest asked, once it is known that this may
 /// be done as on the bare processor.
 #[must_use]
 pub fn execute_rdmsr(index: u32, answer: &msr::Answer) -> Option<u64> {

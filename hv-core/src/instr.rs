@@ -308,14 +308,13 @@ pub unsafe fn unblock_nmis() {
     };
 }
 
-/// Opens AMD's global interrupt flag for a few instructions: NMIs, SMIs and INIT
-/// that wait are taken there.
+/// Clears AMD's global interrupt flag: NMIs, SMIs and INIT wait.
 ///
 /// # Safety
-/// Root mode on AMD with the host's IDT and task register; RFLAGS.IF is clear.
-pub unsafe fn open_interrupts() {
+/// EFER.SVME is set; it is set again soon.
+pub unsafe fn clgi() {
     // SAFETY: the caller's promise.
-    unsafe { asm!("stgi", "nop", "nop", "nop", "nop", "clgi", options(nostack)) };
+    unsafe { asm!("clgi", options(nomem, nostack)) };
 }
 
 /// Invalidates the translation of one linear address on this core.

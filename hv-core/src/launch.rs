@@ -6,7 +6,7 @@
 //! memory: the machine is as before. After the first core has been launched no
 //! private memory is touched from here on a core that is a guest.
 
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ept::addr::{Gpa, Hpa, Pfn};
 use ept::entry::{Access, EptFormat, NptFormat, Soft};
@@ -24,7 +24,7 @@ use crate::error::{StartError, Step};
 use crate::host::descriptors::{
     IST_DOUBLE_FAULT, IST_MACHINE_CHECK, IST_NMI, Tss, fill_gdt, gate, tss_descriptor,
 };
-use crate::host::paging::{self, HostSpace, HostTable};
+use crate::host::paging::{self, Depth, HostSpace, HostTable};
 use crate::host::stubs;
 use crate::host::window::{self, Window};
 use crate::hypercall::{self, Figure};
@@ -180,7 +180,9 @@ impl<P: Platform> Machine<P> {
     /// the machine goes on being watched as far as it is.
     pub fn stop(self, last_look: impl FnOnce()) -> Result<P, (StartError, Self)> {
         for core in 0..self.cores {
-            if !give_back(&self.platform, core, self.features.vendor, self.secret) {
+            if !self.is_lost(core)
+                && !give_back(&self.platform, core, self.features.vendor, self.secret)
+            {
                 return Err((StartError::Unreachable { core }, self));
             }
         }
@@ -203,31 +205,12 @@ impl<P: Platform> Machine<P> {
             unsafe { core::ptr::write_bytes(page, 0, 4096) };
             // SAFETY: a chunk is at most a page.
             unsafe { core::ptr::copy_nonoverlapping(chunk.as_ptr(), page, chunk.len()) };
-            // SAFETY: this core is a guest: all are, and none leaves meanwhile.
-            let answer = unsafe {
-                hypercall::call(
-                    self.features.vendor,
-                    self.secret,
-                    hypercall::PUBLISH,
-                    index as u64,
-                    self.bounce.va,
-                )
-            };
-            if answer != hypercall::OK {
+            let answer = self.call(hypercall::PUBLISH, index as u64, self.bounce.va);
+            if answer != Some(hypercall::OK) {
                 return false;
             }
         }
-        // SAFETY: as above.
-        let answer = unsafe {
-            hypercall::call(
-                self.features.vendor,
-                self.secret,
-                hypercall::COMMIT,
-                data.len() as u64,
-                0,
-            )
-        };
-        answer == hypercall::OK
+        self.call(hypercall::COMMIT, data.len() as u64, 0) == Some(hypercall::OK)
     }
 
     /// Tells root mode which memory there is now: it can be added to a running
@@ -242,34 +225,30 @@ impl<P: Platform> Machine<P> {
         let page = self.bounce.va as *mut Ram;
         // SAFETY: a page of our own, resident, used by this caller alone.
         unsafe { page.write(ram) };
+        self.call(hypercall::MEMORY, 0, self.bounce.va) == Some(hypercall::OK)
+    }
+
+    /// Asks root mode. `None` when a core has been let go (AMD, INIT): this may be
+    /// that core, on which the call is undefined.
+    fn call(&self, operation: u64, first: u64, second: u64) -> Option<u64> {
+        if (0..self.cores).any(|core| self.is_lost(core)) {
+            return None;
+        }
         // SAFETY: this core is a guest: all are, and none leaves meanwhile.
-        let answer = unsafe {
-            hypercall::call(
-                self.features.vendor,
-                self.secret,
-                hypercall::MEMORY,
-                0,
-                self.bounce.va,
-            )
-        };
-        answer == hypercall::OK
+        Some(unsafe {
+            hypercall::call(self.features.vendor, self.secret, operation, first, second)
+        })
+    }
+
+    /// Whether a core has been let go to be reset, and is no guest any more.
+    fn is_lost(&self, core: u32) -> bool {
+        counters(self.counters, core).lost.load(Ordering::Acquire) != 0
     }
 
     /// How it stands.
     #[must_use]
     pub fn status(&self) -> Status {
-        let measure = |figure: Figure| {
-            // SAFETY: this core is a guest.
-            unsafe {
-                hypercall::call(
-                    self.features.vendor,
-                    self.secret,
-                    hypercall::MEASURE,
-                    figure as u64,
-                    0,
-                )
-            }
-        };
+        let measure = |figure: Figure| self.call(hypercall::MEASURE, figure as u64, 0).unwrap_or(0);
         let mut totals = Totals::zero();
         for core in 0..self.cores {
             totals.add(counters(self.counters, core));
@@ -677,9 +656,12 @@ fn host_tables(
             core::ptr::copy_nonoverlapping(section.va as *const u8, copy.va as *mut u8, bytes);
         };
     }
-    let mapped = |region: &Region| HostSpace::tables_for(region.bytes);
+    // SAFETY: reads a register at CPL 0.
+    let depth = Depth::of(unsafe { instr::cr4() });
+    let tables_for = |bytes: usize| HostSpace::tables_for(bytes, depth);
+    let mapped = |region: &Region| tables_for(region.bytes);
     let tables: usize = 1
-        + HostSpace::tables_for(window::span(cores.len()))
+        + tables_for(window::span(cores.len()))
         + copies.iter().map(mapped).sum::<usize>()
         + ledger
             .regions(Visibility::Private)
@@ -687,12 +669,12 @@ fn host_tables(
             .map(|region| mapped(&region))
             .sum::<usize>();
     // The tables map themselves, too.
-    let tables = tables + HostSpace::tables_for(tables * 4096) + 1;
+    let tables = tables + tables_for(tables * 4096) + 1;
     let region = take(platform, ledger, tables * 4096, Visibility::Private)?;
     // SAFETY: the block holds that many zeroed tables and outlives every core's
     // stay in root mode.
     let slice = unsafe { core::slice::from_raw_parts(region.va as *const HostTable, tables) };
-    let mut space = HostSpace::new(slice, region.pa.as_u64()).ok_or(StartError::Tables)?;
+    let mut space = HostSpace::new(slice, depth, region.pa.as_u64()).ok_or(StartError::Tables)?;
     let mut map = |va: u64, pa: u64, bytes: usize, flags: u64| {
         (0..bytes.next_multiple_of(4096) as u64)
             .step_by(4096)

@@ -15,10 +15,11 @@ use ept::table::Table;
 
 use crate::counters::Counters;
 use crate::host::descriptors::{GDT_SLOTS, Tss};
+use crate::host::leaving::LeaveFrame;
 use crate::host::window::{Views, Window};
 use crate::hypervisor::Hypervisor;
+use crate::registers::GuestRegisters;
 use crate::step::StepState;
-use crate::vmx::entry::LeaveFrame;
 
 /// A page of bytes.
 #[repr(C, align(4096))]
@@ -115,6 +116,10 @@ pub struct CoreState {
     pub iret_step: Cell<bool>,
     /// VM_HSAVE_PA before the launch (AMD).
     pub host_save: Cell<u64>,
+    /// VM_CR before the launch (AMD).
+    pub vm_cr: Cell<u64>,
+    /// INIT has come to root mode and is to be answered (AMD).
+    pub init: AtomicBool,
     /// A machine check arrived in root mode and is to be passed on.
     pub machine_check: AtomicBool,
     /// A step on the private path is under way (read by the NMI handler).
@@ -167,8 +172,9 @@ const _: () = assert!(core::mem::offset_of!(CoreState, this) == 0);
 const _: () = assert!(core::mem::offset_of!(CoreState, look_again) == 8);
 const _: () = assert!(core::mem::offset_of!(CoreState, counters) == 16);
 
-/// Offset of the first byte past the stack.
-pub const STACK_TOP: usize = core::mem::offset_of!(Core, stack) + STACK_BYTES;
+/// Offset of the stack pointer of root mode at an exit. Above it are 48 bytes: the
+/// frame of IRETQ when leaving, and padding.
+pub const STACK_POINTER: usize = core::mem::offset_of!(Core, stack) + STACK_BYTES - 48;
 
 // SAFETY: other cores touch the atomics only; cells belong to the core itself.
 unsafe impl Sync for Core {}
@@ -189,6 +195,18 @@ impl Core {
         let path = unsafe { &*self.state.path.get() };
         // SAFETY: as above.
         unsafe { path.assume_init_ref() }
+    }
+
+    /// Root mode's stack pointer at an exit.
+    #[must_use]
+    pub fn stack_pointer(&self) -> u64 {
+        core::ptr::from_ref(self) as u64 + STACK_POINTER as u64
+    }
+
+    /// Where the exit stub keeps the guest's registers.
+    #[must_use]
+    pub fn registers(&self) -> *const GuestRegisters {
+        (self.stack_pointer() - size_of::<GuestRegisters>() as u64) as *const GuestRegisters
     }
 
     /// This core's counters.

@@ -139,7 +139,6 @@ pub fn retire(core: &Core) {
     // way arrives while NMIs are taken by root mode's own handler.
     let mut rounds = 0;
     while core.state.kick.load(Ordering::Acquire) && rounds < PATIENCE {
-        backend::listen(core);
         core::hint::spin_loop();
         rounds += 1;
     }

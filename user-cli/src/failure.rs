@@ -228,6 +228,15 @@ fn sentence(error: StartError) -> (u8, &'static str) {
         ),
         StartError::CoreUnreachable => (OTHER, "a core could not be reached; nothing was changed."),
         StartError::MemoryMap => (OTHER, "the list of physical memory could not be read."),
+        StartError::SwitchedOff => (
+            UNFIT,
+            "AMD-V is switched off, but not locked (VM_CR.SVMDIS): the firmware or another \
+             driver has done that. Switch it on in the firmware setup.",
+        ),
+        StartError::TooFewAsids => (
+            UNFIT,
+            "this processor has no address-space identifier for a guest.",
+        ),
     }
 }
 

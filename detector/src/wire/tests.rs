@@ -67,7 +67,7 @@ fn every_number_has_its_name_and_back() {
         assert_eq!(StartError::from_raw(*error as u32), Some(*error));
     }
     assert_eq!(StartError::from_raw(0), None);
-    assert_eq!(StartError::ALL.len(), 30);
+    assert_eq!(StartError::ALL.len(), 32);
     assert_eq!(
         State::from_raw(State::Monitoring as u32),
         Some(State::Monitoring)

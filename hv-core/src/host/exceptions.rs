@@ -6,6 +6,9 @@
 //! waits for the step's end, because the private path may hold rights that were
 //! just revoked. A guest's NMI is counted for the exit path to inject.
 //!
+//! An **INIT**, which AMD's processors redirect to an exception, is answered at the end
+//! of the exit.
+//!
 //! A **machine check** that can be survived is passed on to the guest, whose
 //! handler decides.
 //!
@@ -20,6 +23,12 @@ use crate::backend::Vendor;
 use crate::counters::Counters;
 use crate::percpu::{Core, CrashRecord};
 use crate::{instr, shootdown, svm, vmx};
+
+/// Vector of #SX, which AMD's processors have (AMD APM vol. 2, "#SX - Security
+/// Exception").
+const SECURITY: u64 = 30;
+/// Its error code for INIT.
+const REDIRECTED_INIT: u64 = 1;
 
 /// Stack frame of an exception, as the stubs complete it.
 #[repr(C)]
@@ -66,6 +75,11 @@ extern "win64" fn hvdetect_root_exception(frame: &mut ExceptionFrame) {
     {
         Counters::bump(&core.counters().recovered);
         frame.rip = landing;
+        return;
+    }
+    if frame.vector == SECURITY && frame.error_code == REDIRECTED_INIT {
+        core.state.init.store(true, Ordering::Release);
+        core.state.look_again.store(1, Ordering::Release);
         return;
     }
     if frame.vector == 18 && restartable() {

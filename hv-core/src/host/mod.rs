@@ -4,6 +4,7 @@
 
 pub mod descriptors;
 pub mod exceptions;
+pub mod leaving;
 pub mod paging;
 pub mod stubs;
 pub mod window;

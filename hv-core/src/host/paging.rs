@@ -1,4 +1,4 @@
-//! The host's page tables: four levels of 4 KB pages, built once at
+//! The host's page tables: four or five levels of 4 KB pages, built once at
 //! PASSIVE_LEVEL, read by every core in root mode.
 //!
 //! They map the private copy of the driver image, the private and the shared
@@ -23,8 +23,23 @@ const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
 /// No execute.
 pub const NO_EXECUTE: u64 = 1 << 63;
 
+/// CR4.LA57: linear addresses have 57 bits, and tables a fifth level.
+const LA57: u64 = 1 << 12;
+
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 const ENTRIES: usize = 512;
+
+/// Root mode's CR4 from the one that the core runs with: what 64-bit code and XSETBV
+/// need, none of the protections that concern user pages, no PCIDs.
+#[must_use]
+pub const fn cr4(running: u64) -> u64 {
+    const PAE: u64 = 1 << 5;
+    const MCE: u64 = 1 << 6;
+    const OSFXSR: u64 = 1 << 9;
+    const OSXMMEXCPT: u64 = 1 << 10;
+    const OSXSAVE: u64 = 1 << 18;
+    PAE | MCE | OSFXSR | OSXMMEXCPT | running & (OSXSAVE | LA57)
+}
 
 /// One page of page-table entries.
 #[repr(C, align(4096))]
@@ -37,10 +52,41 @@ impl HostTable {
     }
 }
 
+/// How many levels the tables have: as many as the system's own, because CR4.LA57
+/// is the same in root mode (Intel SDM vol. 3, "5-Level Paging").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// 48-bit linear addresses.
+    Four,
+    /// 57-bit linear addresses.
+    Five,
+}
+
+impl Depth {
+    /// What CR4 says.
+    #[must_use]
+    pub const fn of(cr4: u64) -> Self {
+        if cr4 & LA57 == 0 {
+            Self::Four
+        } else {
+            Self::Five
+        }
+    }
+
+    /// The lowest bit of the index into each level's table, but for the last level.
+    const fn shifts(self) -> &'static [u32] {
+        match self {
+            Self::Four => &[39, 30, 21],
+            Self::Five => &[48, 39, 30, 21],
+        }
+    }
+}
+
 /// A set of page tables under construction or in use.
 #[derive(Debug)]
 pub struct HostSpace<'a> {
     tables: &'a [HostTable],
+    depth: Depth,
     base: u64,
     used: usize,
 }
@@ -49,9 +95,10 @@ impl<'a> HostSpace<'a> {
     /// Takes zeroed, physically contiguous tables whose first lies at physical
     /// address `base`. `None` without any table.
     #[must_use]
-    pub fn new(tables: &'a [HostTable], base: u64) -> Option<Self> {
+    pub fn new(tables: &'a [HostTable], depth: Depth, base: u64) -> Option<Self> {
         (!tables.is_empty()).then_some(Self {
             tables,
+            depth,
             base,
             used: 1,
         })
@@ -59,10 +106,11 @@ impl<'a> HostSpace<'a> {
 
     /// An upper bound for the tables that mapping a range of `bytes` bytes takes.
     #[must_use]
-    pub const fn tables_for(bytes: usize) -> usize {
+    pub const fn tables_for(bytes: usize, depth: Depth) -> usize {
         // A last-level table a 2 MB, one more for a range that is not aligned, and
-        // two of each level above it in case the range crosses their borders.
-        bytes / (2 << 20) + 2 + 4
+        // two of each level above it in case the range crosses their borders. Of
+        // the fourth of five levels all kernel addresses have one entry each.
+        bytes / (2 << 20) + 2 + 4 + depth as usize
     }
 
     /// Physical address of the top table, for CR3.
@@ -88,8 +136,8 @@ impl<'a> HostSpace<'a> {
         let Some(mut table) = self.tables.first() else {
             return false;
         };
-        for level in [39, 30, 21] {
-            let entry = table.entry(index(va, level));
+        for level in self.depth.shifts() {
+            let entry = table.entry(index(va, *level));
             let mut value = entry.load(Ordering::Relaxed);
             if value & PRESENT == 0 {
                 if self.used >= self.tables.len() {
@@ -114,8 +162,8 @@ impl<'a> HostSpace<'a> {
     #[must_use]
     pub fn entry(&self, va: u64) -> Option<&'a AtomicU64> {
         let mut table = self.tables.first()?;
-        for level in [39, 30, 21] {
-            let value = table.entry(index(va, level)).load(Ordering::Relaxed);
+        for level in self.depth.shifts() {
+            let value = table.entry(index(va, *level)).load(Ordering::Relaxed);
             if value & PRESENT == 0 {
                 return None;
             }
@@ -156,7 +204,7 @@ mod tests {
     #[test]
     fn a_mapped_page_is_found_with_its_flags() {
         let tables = tables(8);
-        let mut space = HostSpace::new(&tables, 0x10_0000).unwrap();
+        let mut space = HostSpace::new(&tables, Depth::Four, 0x10_0000).unwrap();
         let va = 0xFFFF_F805_1234_5000;
         assert!(space.map(va, 0xABC_D000, PRESENT | WRITABLE | NO_EXECUTE));
         let entry = space.entry(va).unwrap().load(Ordering::Relaxed);
@@ -182,18 +230,42 @@ mod tests {
     }
 
     #[test]
+    fn with_five_levels_there_is_one_more() {
+        assert_eq!(Depth::of(0x1000), Depth::Five);
+        assert_eq!(Depth::of(!0x1000), Depth::Four);
+        let tables = tables(8);
+        let mut space = HostSpace::new(&tables, Depth::Five, 0x10_0000).unwrap();
+        let va = 0xFF12_3805_1234_5000;
+        assert!(space.map(va, 0xABC_D000, PRESENT));
+        let at = |table: usize, index: usize| tables[table].0[index].load(Ordering::Relaxed);
+        assert_eq!(at(0, 0x112), 0x10_1063);
+        assert_eq!(at(1, 0x70), 0x10_2063);
+        assert_eq!(at(2, 20), 0x10_3063);
+        assert_eq!(at(3, 145), 0x10_4063);
+        assert_eq!(at(4, 325), 0xABC_D061);
+        assert_eq!(space.entry(va).unwrap().load(Ordering::Relaxed), 0xABC_D061);
+        assert!(space.entry(va ^ 1 << 48).is_none());
+        assert_eq!(cr4(0x1000) & 0x1000, 0x1000, "root mode runs with it");
+    }
+
+    #[test]
     fn the_bound_on_tables_holds() {
-        for (va, bytes, all) in [
+        let ranges = [
             (0xFFFF_F805_1234_5000_u64, 0x1000_usize, false),
             (0xFFFF_F805_3FFF_F000, 0x40_0000, false),
             (0xFFFF_FFFF_8000_0000 - 0x2000, 0x20_3000, false),
             // The worst places: across a border of the highest level.
             (0xFFFF_F880_0000_0000 - 0x1000, 0x2000, true),
             (0xFFFF_F880_0000_0000 - 0x1000, 0x40_2000, true),
-        ] {
-            let count = 1 + HostSpace::tables_for(bytes);
+        ];
+        let depths = [Depth::Four, Depth::Five];
+        let cases = ranges
+            .iter()
+            .flat_map(|range| depths.map(|depth| (*range, depth)));
+        for ((va, bytes, all), depth) in cases {
+            let count = 1 + HostSpace::tables_for(bytes, depth);
             let tables = tables(count);
-            let mut space = HostSpace::new(&tables, 0).unwrap();
+            let mut space = HostSpace::new(&tables, depth, 0).unwrap();
             for page in 0..(bytes / 4096) as u64 {
                 assert!(space.map(va + page * 4096, page * 4096, PRESENT));
             }
@@ -213,8 +285,8 @@ mod tests {
     #[test]
     fn running_out_of_tables_is_told() {
         let tables = tables(3);
-        let mut space = HostSpace::new(&tables, 0).unwrap();
+        let mut space = HostSpace::new(&tables, Depth::Four, 0).unwrap();
         assert!(!space.map(0x1000, 0x1000, PRESENT));
-        assert!(HostSpace::new(&[], 0).is_none());
+        assert!(HostSpace::new(&[], Depth::Four, 0).is_none());
     }
 }

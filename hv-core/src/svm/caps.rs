@@ -10,6 +10,8 @@ use crate::error::StartError;
 /// The raw CPUID answers and MSRs of one core. What does not exist there is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Raw {
+    /// CPUID Fn0000_0007_ECX, subfunction 0.
+    pub fn0000_0007_ecx: u32,
     /// CPUID Fn8000_0001_ECX.
     pub fn8000_0001_ecx: u32,
     /// CPUID Fn8000_0001_EDX.
@@ -30,6 +32,10 @@ pub struct Raw {
     pub efer: u64,
     /// SYSCFG (C001_0010H).
     pub syscfg: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// S_CET (0000_06A2H). It exists with shadow stacks.
+    pub s_cet: u64,
     /// SEV_STATUS (C001_0131H), where it can be read: Fn8000_001F_EAX shows SEV.
     pub sev_status: Option<u64>,
 }
@@ -69,6 +75,8 @@ pub struct Controls {
     pub gmet: bool,
     /// 1 GB leaves may be used.
     pub npt_1g: bool,
+    /// There are shadow stacks, whose registers VMRUN switches.
+    pub shadow_stacks: bool,
     /// Number of address-space identifiers, the host's 0 among them; 2 or more.
     pub asids: u32,
     /// Width of a physical address, without the bits that memory encryption takes.
@@ -78,6 +86,8 @@ pub struct Controls {
     pub c_bit: Option<u8>,
 }
 
+// Fn0000_0007_ECX.
+const SHADOW_STACKS: u32 = 1 << 7;
 // Fn8000_0001.
 const ECX_SVM: u32 = 1 << 2;
 const EDX_PAGE_1GB: u32 = 1 << 26;
@@ -93,8 +103,13 @@ const SME: u32 = 1;
 
 const VM_CR_LOCK: u64 = 1 << 3;
 const VM_CR_SVMDIS: u64 = 1 << 4;
+const EFER_NXE: u64 = 1 << 11;
 /// EFER.SVME.
 pub const EFER_SVME: u64 = 1 << 12;
+const CR4_LA57: u64 = 1 << 12;
+const CR4_CET: u64 = 1 << 23;
+const CR4_FRED: u64 = 1 << 32;
+const S_CET_SH_STK_EN: u64 = 1;
 const SYSCFG_MEM_ENCRYPTION: u64 = 1 << 23;
 /// SEV, SEV-ES and SEV-SNP.
 const SEV_ANY: u64 = 7;
@@ -120,6 +135,16 @@ pub fn controls(raw: &Raw, pretend: Pretend) -> Result<Controls, StartError> {
         (raw.efer & EFER_SVME != 0, StartError::VmxInUse),
         (raw.fn8000_000a_edx & NESTED_PAGING == 0, StartError::NoEpt),
         (raw.fn8000_000a_ebx < 2, StartError::TooFewAsids),
+        // Nested tables have as many levels as the host's own (AMD APM vol. 2,
+        // "Nested Paging").
+        (raw.cr4 & CR4_LA57 != 0, StartError::NoFourLevelWalk),
+        (raw.cr4 & CR4_FRED != 0, StartError::Fred),
+        (
+            raw.cr4 & CR4_CET != 0 && raw.s_cet & S_CET_SH_STK_EN != 0,
+            StartError::ShadowStacks,
+        ),
+        // The host's NXE decides what NX means in nested tables.
+        (raw.efer & EFER_NXE == 0, StartError::MissingControl),
     ] {
         if refused {
             return Err(refusal);
@@ -133,6 +158,7 @@ pub fn controls(raw: &Raw, pretend: Pretend) -> Result<Controls, StartError> {
         vmcb_clean: has(VMCB_CLEAN, pretend.no_vmcb_clean),
         gmet: has(GMET, pretend.no_gmet),
         npt_1g: raw.fn8000_0001_edx & EDX_PAGE_1GB != 0,
+        shadow_stacks: raw.fn0000_0007_ecx & SHADOW_STACKS != 0,
         asids: raw.fn8000_000a_ebx,
         phys_bits: phys_bits(raw),
         c_bit: is_encrypting(raw).then(|| field(raw.fn8000_001f_ebx, 0)),
@@ -170,6 +196,7 @@ mod tests {
     /// Like a Zen 2 server processor.
     fn rome() -> Raw {
         Raw {
+            fn0000_0007_ecx: 0x0040_0004,
             fn8000_0001_ecx: 0x75C2_37FF,
             fn8000_0001_edx: 0x2FD3_FBFF,
             fn8000_0008_eax: 0x0000_3030,
@@ -180,6 +207,8 @@ mod tests {
             vm_cr: VM_CR_LOCK,
             efer: 0xD01,
             syscfg: 0x0074_0000,
+            cr4: 0x0035_06F8,
+            s_cet: 0,
             sev_status: None,
         }
     }
@@ -212,6 +241,7 @@ mod tests {
                 vmcb_clean: true,
                 gmet: true,
                 npt_1g: true,
+                shadow_stacks: false,
                 asids: 0x8000,
                 phys_bits: 48,
                 c_bit: None,
@@ -230,6 +260,19 @@ mod tests {
                 ..Controls::default()
             }
         );
+    }
+
+    #[test]
+    fn shadow_stacks_that_are_not_active_do_no_harm() {
+        for (cr4, s_cet) in [(CR4_CET, 2), (0, 1)] {
+            let raw = Raw {
+                fn0000_0007_ecx: SHADOW_STACKS,
+                cr4: rome().cr4 | cr4,
+                s_cet,
+                ..rome()
+            };
+            assert!(chosen(&raw).shadow_stacks);
+        }
     }
 
     #[test]
@@ -299,6 +342,35 @@ mod tests {
                     ..ok
                 },
                 StartError::TooFewAsids,
+            ),
+            (
+                Raw {
+                    cr4: ok.cr4 | CR4_LA57,
+                    ..ok
+                },
+                StartError::NoFourLevelWalk,
+            ),
+            (
+                Raw {
+                    cr4: ok.cr4 | CR4_FRED,
+                    ..ok
+                },
+                StartError::Fred,
+            ),
+            (
+                Raw {
+                    cr4: ok.cr4 | CR4_CET,
+                    s_cet: 1,
+                    ..ok
+                },
+                StartError::ShadowStacks,
+            ),
+            (
+                Raw {
+                    efer: ok.efer & !EFER_NXE,
+                    ..ok
+                },
+                StartError::MissingControl,
             ),
             (
                 Raw {

@@ -4,7 +4,7 @@
 //! The stack of root mode after an exit, from the top down:
 //!
 //! ```text
-//! STACK_TOP      -8  (padding)
+//! stack's end    -8  (padding)
 //!               -48  RIP CS RFLAGS RSP SS   frame of IRETQ, used when leaving;
 //!                    until then the addresses of the guest's and the host's VMCB
 //! HOST_RSP ->   -48
@@ -17,16 +17,26 @@
 //! alone, so each way is one VMSAVE and one VMLOAD longer (AMD APM vol. 2, "State
 //! Saved by VMSAVE").
 //!
-//! The global interrupt flag is clear from the launch to the moment of leaving, so
-//! no NMI, SMI or INIT strikes between two instructions here: they wait, and are
-//! taken where [`super::exit`] opens the flag for them, or in the guest.
+//! **The global interrupt flag** is set in root mode, so that NMIs are taken by root
+//! mode's own handler as they come: two that wait are one for the processor, and a
+//! kick and an NMI of the guest must not meet. It is clear only from the last look at
+//! `look_again` before VMRUN to the first moment after it at which the handler has its
+//! GS base and task register back. What comes in between waits, and exits at once.
+//! Leaving clears it until the guest's IDT is loaded.
 
 use core::arch::global_asm;
+use core::mem::offset_of;
 
+use super::VMCB;
+use super::fields::{Control, Vmcb};
+use crate::percpu::{Core, Page};
 use crate::registers::GuestRegisters;
 
-/// Bytes between the stack's top and the stack pointer of root mode.
-pub const RESERVED_BYTES: usize = 48;
+/// Where the VMCB's TLB control lies from the GS base on.
+const TLB_CONTROL: usize = offset_of!(Core, regions)
+    + VMCB * size_of::<Page>()
+    + offset_of!(Vmcb, control)
+    + offset_of!(Control, tlb_control);
 
 /// What root mode runs with, for the launch stub.
 #[repr(C)]
@@ -100,10 +110,18 @@ global_asm!(
     ".globl hvdetect_svm_enter",
     ".balign 16",
     "hvdetect_svm_enter:",
-    "3:  mov rax, [rsp]",
+    "3:  clgi",
+    "    xor eax, eax",
+    "    cmp dword ptr gs:[8], eax",
+    "    jne 6f",
+    "    mov rax, [rsp]",
     "    vmload rax",
     "    vmrun rax",
     "    vmsave rax",
+    "    mov rax, [rsp + 8]", // the host's GS base and task register
+    "    vmload rax",
+    "    mov byte ptr gs:[{TLB_CONTROL}], 0", // done; NMIs ask for the next from here on
+    "6:  stgi",
     "    push rax", // the place of the guest's RAX
     "    push rcx",
     "    push rdx",
@@ -119,9 +137,8 @@ global_asm!(
     "    push r13",
     "    push r14",
     "    push r15",
-    "    mov rax, [rsp + 0x80]", // the host's GS base and task register
-    "    vmload rax",
     "    mov rcx, rsp",
+    "    mov rdx, rax", // 0 when only a look is needed
     "    sub rsp, 0x98",
     "    movups [rsp + 0x20], xmm0",
     "    movups [rsp + 0x30], xmm1",
@@ -132,7 +149,7 @@ global_asm!(
     "    stmxcsr [rsp + 0x80]",
     "    mov dword ptr [rsp + 0x88], 0x1F80",
     "    ldmxcsr [rsp + 0x88]",
-    "    call hvdetect_svm_handle",
+    "    call hvdetect_svm_slow",
     "    movups xmm0, [rsp + 0x20]",
     "    movups xmm1, [rsp + 0x30]",
     "    movups xmm2, [rsp + 0x40]",
@@ -160,7 +177,8 @@ global_asm!(
     "    pop rax",
     "    jmp 3b",
     // ---- leave: RSP = GuestRegisters
-    "4:  sub rsp, 0x28",
+    "4:  clgi",
+    "    sub rsp, 0x28",
     "    call hvdetect_leave_frame",
     "    add rsp, 0x28",
     "    mov r8, rax",
@@ -182,35 +200,7 @@ global_asm!(
     "    mov eax, [r8 + 0xB0]",
     "    mov edx, [r8 + 0xB4]",
     "    wrmsr",
-    "    cmp dword ptr [r8 + 0xA8], 0", // one was counted and could not be passed on
-    "    je 8f",
-    "    int 2",
-    "8:  mov rax, [r8 + 0x80]", // the frame of IRETQ, above the registers
-    "    mov [rsp + 0x78], rax",
-    "    mov rax, [r8 + 0x88]",
-    "    mov [rsp + 0x80], rax",
-    "    mov rax, [r8 + 0x90]",
-    "    mov [rsp + 0x88], rax",
-    "    mov rax, [r8 + 0x98]",
-    "    mov [rsp + 0x90], rax",
-    "    mov rax, [r8 + 0xA0]",
-    "    mov [rsp + 0x98], rax",
-    "    pop r15",
-    "    pop r14",
-    "    pop r13",
-    "    pop r12",
-    "    pop rdi",
-    "    pop rsi",
-    "    pop rbp",
-    "    pop rbx",
-    "    pop r11",
-    "    pop r10",
-    "    pop r9",
-    "    pop r8",
-    "    pop rdx",
-    "    pop rcx",
-    "    pop rax",
-    "    iretq",
+    "    jmp hvdetect_leave_return",
     // ---- root mode failed: rcx = address of GuestRegisters; enters the guest
     //      with what has been prepared in the VMCB
     ".globl hvdetect_svm_enter_after_fault",
@@ -218,10 +208,11 @@ global_asm!(
     "hvdetect_svm_enter_after_fault:",
     "    mov rsp, rcx",
     "    jmp 5b",
+    TLB_CONTROL = const TLB_CONTROL,
 );
 
 unsafe extern "win64" {
-    fn hvdetect_svm_launch(vmcb: *const super::fields::Vmcb, host: *const HostFrame) -> u32;
+    fn hvdetect_svm_launch(vmcb: *const Vmcb, host: *const HostFrame) -> u32;
     fn hvdetect_svm_enter_after_fault(registers: *const GuestRegisters) -> !;
 }
 
@@ -240,7 +231,7 @@ pub struct Refused;
 /// EFER.SVME is set, VM_HSAVE_PA is valid, interrupts are off; the VMCB is complete
 /// but for RSP, RIP, RAX and what VMSAVE saves; the frame holds what root mode
 /// needs, and both are mapped at the same addresses with its page tables.
-pub unsafe fn launch(vmcb: &super::fields::Vmcb, host: &HostFrame) -> Result<(), Refused> {
+pub unsafe fn launch(vmcb: &Vmcb, host: &HostFrame) -> Result<(), Refused> {
     // SAFETY: the caller's promise.
     match unsafe { hvdetect_svm_launch(vmcb, host) } {
         0 => Ok(()),

@@ -3,13 +3,15 @@
 //! The handler decodes, lets neutral code decide, and ends every exit in `finish`,
 //! where interrupted events are delivered again and waiting NMIs are passed on.
 //!
-//! **NMIs.** The global interrupt flag is clear in root mode, so an NMI waits for
-//! the entry and exits there; the exit does not consume it. The handler opens the
-//! flag for a moment, and root mode's own NMI handler takes what has come: a kick,
+//! **NMIs.** An NMI exits without being consumed: root mode's own handler takes it as
+//! soon as the stub has set the global interrupt flag, and knows whether it is a kick
 //! or the guest's. A guest's NMI is delivered by EVENTINJ, which does not make the
-//! processor block further ones, so that is done here: while one is in service
-//! IRET exits, and what has come meanwhile follows when IRET has retired. (An
-//! emulator blocks them itself; then there is nothing left to do here.)
+//! processor block further ones, so that is done here: while one is in service IRET
+//! exits and is stepped over, and what has come meanwhile follows when it has retired.
+//! (An emulator blocks them itself; then there is nothing left to do here.)
+//!
+//! **INIT.** VM_CR.R_INIT makes it a security exception in root mode: the core lets
+//! the locks go that it may hold, and only then resets.
 //!
 //! AMD APM vol. 2, appendix C, "SVM Intercept Exit Codes", and "Event Injection".
 
@@ -18,14 +20,14 @@ use core::sync::atomic::Ordering;
 use ept::addr::{Gpa, Gva};
 use x86::msr;
 
-use super::fields::{Vmcb, code, event as layout, misc1, shadow, tlb};
+use super::fields::{Vmcb, code, event as layout, misc1, shadow};
 use super::msr as msrs;
 use super::vcpu::{self, DR6_BS, EFER_SVME, RFLAGS_IF, RFLAGS_TF, vmcb};
 use super::{Svm, interrupted, leave, npf};
 use crate::backend::Backend;
 use crate::counters::Counters;
 use crate::emulate::length::{self, CodeSize, Kind};
-use crate::event::{self, Event, Facts};
+use crate::event::{self, Event, Facts, Interrupted};
 use crate::exit::{self, Next};
 use crate::host::exceptions;
 use crate::memory::GuestMemory;
@@ -37,24 +39,34 @@ use crate::{apic, instr, shootdown};
 
 /// Slot of an exit code in the counters: 60H to A7H less 60H, then those from 400H
 /// on; any other is counted as unknown.
-const fn slot(code: u64) -> usize {
+const fn slot(code: u64) -> Option<usize> {
     #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
     match code {
-        0x60..=0xA7 => (code - 0x60) as usize,
-        0x400..=0x407 => (code - 0x400) as usize + 72,
-        _ => usize::MAX,
+        0x60..=0xA7 => Some((code - 0x60) as usize),
+        0x400..=0x407 => Some((code - 0x400) as usize + 72),
+        _ => None,
     }
 }
 
-/// Answers an exit.
+/// Answers an exit, or looks once more for NMIs and requests before the entry
+/// (`exited` = 0).
 #[unsafe(no_mangle)]
-extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome {
+extern "win64" fn hvdetect_svm_slow(registers: &mut GuestRegisters, exited: u64) -> Outcome {
     // SAFETY: the stub runs with the core's GS base.
     let core = unsafe { exceptions::current() };
+    core.state.look_again.store(0, Ordering::Release);
+    // The NMI that was sent to come back here, if any, has been taken.
+    core.state.nmi_window.store(false, Ordering::Release);
+    if exited == 0 {
+        finish(core, None, true);
+        return Outcome::Resume;
+    }
     let vmcb = vmcb(core);
     let number = vmcb.control.exit_code.get();
     registers.rax = vmcb.state.rax.get();
-    core.counters().exit(slot(number));
+    if let Some(slot) = slot(number) {
+        core.counters().exit(slot);
+    }
     crate::trace!(
         "exit",
         core.state.index.get(),
@@ -84,15 +96,14 @@ extern "win64" fn hvdetect_svm_handle(registers: &mut GuestRegisters) -> Outcome
         // SAFETY: nothing can be saved.
         unsafe { instr::triple_fault() };
     }
-    vmcb.control.tlb_control.set(tlb::KEEP);
-    forget_vector_state(registers);
+    exit::forget_vector_state(registers);
     match dispatch(core, registers, number) {
-        Next::Resume => finish(core, None),
+        Next::Resume => finish(core, None, false),
         Next::Advance => {
             advance(core, kind(vmcb, number));
-            finish(core, None);
+            finish(core, None, false);
         }
-        Next::Raise(event) => finish(core, Some(event)),
+        Next::Raise(event) => finish(core, Some(event), false),
         Next::Leave => {
             advance(core, kind(vmcb, number));
             leave::prepare(core);
@@ -115,20 +126,6 @@ fn restore_copy(core: &Core) {
     unsafe { core::ptr::copy_nonoverlapping(copy.0.get(), block, 1) };
 }
 
-/// Spoils what the stub will restore, when a test asks for it.
-fn forget_vector_state(registers: &GuestRegisters) {
-    // The stub's frame lies below the registers: XMM0-5 from 20H on, MXCSR at 80H.
-    let frame = (&raw const *registers as u64).wrapping_sub(0x98);
-    if seeded::is(Planted::ForgetXmm3) {
-        // SAFETY: the stub's own frame on this core's stack.
-        unsafe { instr::store64(frame + 0x50, 0x0BAD_0BAD) };
-    }
-    if seeded::is(Planted::ForgetMxcsr) {
-        // SAFETY: as above.
-        unsafe { instr::store32(frame + 0x80, 0x1F80) };
-    }
-}
-
 fn dispatch(core: &Core, registers: &mut GuestRegisters, number: u64) -> Next {
     match number {
         code::NMI => {
@@ -141,7 +138,8 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, number: u64) -> Next {
             Next::Resume
         }
         code::SHUTDOWN => triple_fault(core),
-        code::INIT => init(core),
+        // Root mode's handler has taken it; see `finish`.
+        code::INIT => Next::Resume,
         code::INVD => {
             // Never without writing back: our own data would be lost with it.
             // SAFETY: root mode; WBINVD loses nothing.
@@ -232,14 +230,9 @@ fn instruction_length(core: &Core, kind: Kind) -> u64 {
     }
 }
 
-/// NMIs have come: takes them.
+/// NMIs have come, and root mode's handler has taken them.
 fn nmi(core: &Core) {
     let state = &core.state;
-    // SAFETY: root mode with the host's IDT and task register; maskable interrupts
-    // are off.
-    unsafe { instr::open_interrupts() };
-    // The one that was sent to come back here, if any, was among them.
-    state.nmi_window.store(false, Ordering::Release);
     if seeded::is(Planted::LoseGuestNmi) {
         state.guest_nmis.store(0, Ordering::Release);
     } else if seeded::is(Planted::InventNmi) {
@@ -251,18 +244,11 @@ fn nmi(core: &Core) {
     }
 }
 
-/// The handler of a guest's NMI is about to return.
+/// The handler of a guest's NMI is about to return: NMIs stay blocked until its IRET
+/// has retired, which is stepped over.
 fn iret(core: &Core) {
-    let state = &core.state;
-    if state.guest_nmis.load(Ordering::Acquire) > 0 {
-        // The next one follows when IRET has retired.
-        if state.step.count.get() == 0 {
-            state.iret_step.set(true);
-            Svm::arm_step(core);
-        }
-    } else {
-        state.nmi_masked.set(false);
-    }
+    core.state.iret_step.set(true);
+    Svm::arm_step(core);
     intercept_iret(core, false);
 }
 
@@ -290,11 +276,10 @@ fn exception(core: &Core, number: u64) -> Next {
     let error_code = vmcb.control.exit_info1.get() & 0xFFFF_FFFF;
     let address = vmcb.control.exit_info2.get();
     if state.iret_step.replace(false) {
-        Svm::disarm_step(core);
         state.nmi_masked.set(false);
-    } else {
-        violation::cancel_step::<Svm>(core);
     }
+    violation::cancel_step::<Svm>(core);
+    Svm::disarm_step(core);
     match vector {
         // INT3 and INTO, which point at themselves: they are executed again.
         3 | 4 => Next::Resume,
@@ -320,18 +305,18 @@ fn stepped_by_trap_flag(core: &Core) -> Next {
         // Not every processor writes it before it exits.
         pending |= DR6_BS;
     }
-    if state.iret_step.replace(false) {
-        // The flags are those that IRET has loaded.
-        let flags = vmcb.state.rflags.get();
-        Svm::disarm_step(core);
-        vmcb.state.rflags.set(flags);
+    // If it was IRET, the flags are those that it has loaded.
+    let loaded = vmcb.state.rflags.get();
+    let iret = state.iret_step.replace(false);
+    if let Some(page) = step.pages.first().and_then(core::cell::Cell::get) {
+        let borrowed = RFLAGS_TF | RFLAGS_IF;
+        exit::mend_pushed_flags::<Svm>(core, &page.fault, before, borrowed);
+    }
+    violation::end_step::<Svm>(core);
+    Svm::disarm_step(core);
+    if iret {
+        vmcb.state.rflags.set(loaded);
         state.nmi_masked.set(false);
-    } else {
-        if let Some(page) = step.pages.first().and_then(core::cell::Cell::get) {
-            let borrowed = RFLAGS_TF | RFLAGS_IF;
-            exit::mend_pushed_flags::<Svm>(core, &page.fault, before, borrowed);
-        }
-        violation::end_step::<Svm>(core);
     }
     if pending == 0 {
         return Next::Resume;
@@ -362,29 +347,42 @@ fn triple_fault(core: &Core) -> Next {
     unsafe { instr::triple_fault() }
 }
 
-/// INIT. It waits for the global interrupt flag, and there is no state of the
-/// virtual processor that would wait for SIPI. So the core is let go: the
-/// processor resets it as it would without a hypervisor, and what it runs from then
-/// on is not seen, which is told.
-fn init(core: &Core) -> Next {
+/// Rounds in which an INIT that this core has sent to itself must have reset it.
+const INIT_ROUNDS: u32 = 1 << 16;
+
+/// INIT. There is no state of the virtual processor that would wait for SIPI. So the
+/// core is let go: it is reset as it would be without a hypervisor, and what it runs
+/// from then on is not seen, which `status` tells as a gap. What the guest takes
+/// instead, when the firmware has redirected INIT.
+fn init(core: &Core) -> Option<Event> {
     if seeded::is(Planted::IgnoreInit) {
-        return Next::Resume;
+        return None;
+    }
+    let vm_cr = core.state.vm_cr.get();
+    if vm_cr & msrs::VM_CR_R_INIT != 0 {
+        return Some(Event::SECURITY);
     }
     violation::cancel_step::<Svm>(core);
     shootdown::retire(core);
-    Counters::bump(&core.counters().lost);
-    loop {
-        // SAFETY: nothing of this core is needed any more; the reset follows.
-        unsafe { instr::open_interrupts() };
+    core.counters().lost.store(1, Ordering::Release);
+    // SAFETY: root mode with the host's IDT; the value from before the launch.
+    let _ = unsafe { instr::try_wrmsr(msrs::VM_CR, vm_cr) };
+    apic::send_init(core, core.state.apic_id.get());
+    for _ in 0..INIT_ROUNDS {
+        core::hint::spin_loop();
     }
+    // The local APIC is off: the guest goes on, seen as before.
+    // SAFETY: as above; the launch has written this value.
+    let _ = unsafe { instr::try_wrmsr(msrs::VM_CR, vm_cr | msrs::VM_CR_R_INIT) };
+    core.counters().lost.store(0, Ordering::Release);
+    shootdown::join(core);
+    None
 }
 
 fn rdmsr(core: &Core, registers: &mut GuestRegisters) -> Next {
     #[expect(clippy::cast_possible_truncation, reason = "ECX")]
     let index = registers.rcx as u32;
-    // SAFETY: the MSR exists with SVM.
-    let vm_cr = unsafe { instr::rdmsr(msrs::VM_CR) };
-    let answer = msrs::judge_read(index, vcpu::efer(core), vm_cr);
+    let answer = msrs::judge_read(index, vcpu::efer(core), core.state.vm_cr.get());
     exit::finish_rdmsr(registers, exit::execute_rdmsr(index, &answer))
 }
 
@@ -466,7 +464,7 @@ fn nested_page_fault(core: &Core, registers: &GuestRegisters) {
         ..decode_violation(vmcb.control.exit_info1.get(), vmcb.control.exit_info2.get())
     };
     if npf::decode(vmcb.control.exit_info1.get()).reserved {
-        misconfiguration(core, violation.gpa);
+        exit::misconfiguration::<Svm>(core, violation.gpa);
         return;
     }
     if violation.fetch && !violation.page_walk {
@@ -494,30 +492,18 @@ fn fetched(core: &Core, violation: &Violation) -> Gva {
     }
 }
 
-/// A reserved bit is set in an entry of ours: the page is given up.
-fn misconfiguration(core: &Core, gpa: Gpa) {
-    let hypervisor = core.hypervisor();
-    Counters::bump(&core.counters().misconfigured);
-    crate::trace!("misconfiguration", gpa.as_u64());
-    if let Some(space) = Svm::nested(hypervisor) {
-        let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-        if space.exempt_whole(gpa).is_ok() {
-            shootdown::revoke(core);
-        }
-        drop(held);
-    }
-}
-
 /// The end of every exit: requests that had to wait are answered, interrupted
 /// events are delivered again, the guest's NMIs are passed on.
-fn finish(core: &Core, mut raised: Option<Event>) {
+fn finish(core: &Core, mut raised: Option<Event>, only_look: bool) {
     let state = &core.state;
     let control = &vmcb(core).control;
+    if state.init.swap(false, Ordering::AcqRel) {
+        raised = init(core).or(raised);
+    }
     if state.machine_check.swap(false, Ordering::AcqRel) && raised.is_none() {
         raised = Some(Event::MACHINE_CHECK);
     }
-    let stepping = state.step.count.get() > 0;
-    if stepping {
+    if state.step.count.get() > 0 {
         let behind = state.acknowledged.load(Ordering::Relaxed)
             < core.hypervisor().generation.load(Ordering::Acquire);
         if behind || state.step.stale.get() {
@@ -526,7 +512,15 @@ fn finish(core: &Core, mut raised: Option<Event>) {
     } else {
         shootdown::serve(core);
     }
-    let interrupted = interrupted::interrupted(control.exit_int_info.get());
+    if state.iret_step.get() {
+        // It may have been cancelled with a step over a page.
+        Svm::arm_step(core);
+    }
+    let interrupted = if only_look {
+        Interrupted::default()
+    } else {
+        interrupted::interrupted(control.exit_int_info.get())
+    };
     let nmis = state.guest_nmis.load(Ordering::Acquire);
     let valid = |word: u64| word & layout::VALID != 0;
     // A debug exception of an instruction that was carried out.
@@ -564,8 +558,12 @@ fn finish(core: &Core, mut raised: Option<Event>) {
         Counters::bump(&core.counters().nmis_passed);
     }
     let waiting = state.guest_nmis.load(Ordering::Acquire) > 0;
-    if waiting && !state.nmi_masked.get() && !state.nmi_window.swap(true, Ordering::AcqRel) {
-        // Comes back here as soon as the guest can take one.
+    let steps = state.step.count.get() > 0 || state.iret_step.get();
+    if waiting && !state.nmi_masked.get() && !steps {
+        state.nmi_window.store(true, Ordering::Release);
+        // SAFETY: root mode; the stub enters the guest with it clear.
+        unsafe { instr::clgi() };
+        // It exits as soon as the guest can take one.
         apic::send_nmi(core, state.apic_id.get());
     }
 }
@@ -588,7 +586,10 @@ mod tests {
 
     #[test]
     fn exit_codes_have_the_slots_of_the_status() {
-        assert_eq!([slot(0x60), slot(0x7C), slot(0x400)], [0, 0x1C, 72]);
-        assert_eq!([slot(0x41), slot(u64::MAX), slot(0x408)], [usize::MAX; 3]);
+        assert_eq!(
+            [slot(0x60), slot(0x7C), slot(0x400)],
+            [Some(0), Some(0x1C), Some(72)]
+        );
+        assert_eq!([slot(0x41), slot(u64::MAX), slot(0x408)], [None; 3]);
     }
 }

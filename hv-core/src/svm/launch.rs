@@ -2,14 +2,16 @@
 
 use x86::msr;
 
-use super::entry::{self, HostFrame, RESERVED_BYTES};
-use super::msr::VM_HSAVE_PA;
+use super::entry::{self, HostFrame};
+use super::msr::{VM_CR, VM_CR_R_INIT, VM_HSAVE_PA};
 use super::vcpu::{self, EFER_SVME};
 use super::{HOST_SAVE, HOST_VMCB, VMCB};
 use crate::error::Step;
+use crate::host::leaving::pointer;
+use crate::host::paging;
 use crate::hypervisor::Hypervisor;
 use crate::instr::{self, VmFail};
-use crate::percpu::{Core, STACK_TOP};
+use crate::percpu::Core;
 use crate::seeded;
 
 /// Takes the running core over. Returns as the guest.
@@ -48,12 +50,16 @@ pub unsafe fn launch(core: &Core, hypervisor: &Hypervisor) -> Result<(), (Step, 
     }
     // SAFETY: CPL 0, interrupts are off, the block is complete.
     unsafe { vcpu::fill(core, hypervisor, instr::rflags()) };
-    vcpu::vmcb(core).state.efer.set(efer | EFER_SVME);
     if seeded::launch_fails(3, index) {
         // The host's own, which no processor accepts for a guest.
         vcpu::vmcb(core).control.guest_asid.set(0);
     }
     let frame = host_frame(core, hypervisor);
+    // SAFETY: exists with SVM.
+    let vm_cr = unsafe { instr::rdmsr(VM_CR) };
+    core.state.vm_cr.set(vm_cr);
+    // SAFETY: as above; the lock is of other bits.
+    unsafe { instr::wrmsr(VM_CR, vm_cr | VM_CR_R_INIT) };
     // SAFETY: SVM is on; the VMCB and root mode's frame are complete.
     match unsafe { entry::launch(vcpu::vmcb(core), &frame) } {
         Ok(()) => Ok(()),
@@ -63,17 +69,15 @@ pub unsafe fn launch(core: &Core, hypervisor: &Hypervisor) -> Result<(), (Step, 
 }
 
 fn host_frame(core: &Core, hypervisor: &Hypervisor) -> HostFrame {
-    let base = core::ptr::from_ref::<Core>(core) as u64;
-    let rsp = base + (STACK_TOP - RESERVED_BYTES) as u64;
+    let rsp = core.stack_pointer();
     for (slot, region) in [(0, VMCB), (8, HOST_VMCB)] {
         // SAFETY: the top of the core's own stack, which nobody uses yet.
         unsafe { instr::store64(rsp + slot, core.state.regions_pa[region].get()) };
     }
     // SAFETY: reads a register at CPL 0.
     let cr4 = unsafe { instr::cr4() };
-    let pointer = |base: u64, limit: u64| [limit << 48, base];
     HostFrame {
-        cr4: vcpu::host_cr4(cr4),
+        cr4: paging::cr4(cr4),
         cr3: hypervisor.host_cr3,
         gdt: pointer(
             &raw const core.descriptors.gdt as u64,
@@ -81,7 +85,7 @@ fn host_frame(core: &Core, hypervisor: &Hypervisor) -> HostFrame {
         ),
         idt: pointer(hypervisor.idt, 0xFFF),
         tr: (instr::tr() & !7).into(),
-        gs_base: base,
+        gs_base: core::ptr::from_ref(core) as u64,
         rsp,
         copy: core.before[0].0.get() as u64,
     }

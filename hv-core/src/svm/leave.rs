@@ -7,12 +7,11 @@
 //! parts included. The global interrupt flag is opened when the guest's IDT is
 //! back. AMD APM vol. 2, "#VMEXIT".
 
-use core::sync::atomic::Ordering;
-
 use x86::msr;
 
-use super::msr::VM_HSAVE_PA;
+use super::msr::{VM_CR, VM_HSAVE_PA};
 use super::vcpu::{self, EFER_SVME};
+use crate::host::leaving::pointer;
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 use crate::{instr, shootdown};
@@ -48,9 +47,6 @@ pub fn prepare(core: &Core) {
     } else {
         state.efer.get() & !EFER_SVME
     });
-    frame
-        .nmi
-        .set((core.state.guest_nmis.load(Ordering::Acquire) > 0).into());
     if seeded::is(Planted::ForgetGsBase) {
         state.gs.base.set(0);
     }
@@ -59,10 +55,18 @@ pub fn prepare(core: &Core) {
     } else {
         state.dr7.get()
     };
-    // SAFETY: what was there before the launch; no VMRUN follows.
+    // SAFETY: what was there before the launch.
+    unsafe { instr::wrmsr(VM_CR, core.state.vm_cr.get()) };
+    // SAFETY: as above; no VMRUN follows.
     unsafe { instr::wrmsr(VM_HSAVE_PA, core.state.host_save.get()) };
     // SAFETY: a value that the guest had in this MSR.
     unsafe { instr::wrmsr(msr::IA32_PAT, state.g_pat.get()) };
+    if core.hypervisor().svm.controls.shadow_stacks {
+        // SAFETY: as above; the MSRs exist.
+        unsafe { instr::wrmsr(vcpu::S_CET, state.s_cet.get()) };
+        // SAFETY: as above.
+        unsafe { instr::wrmsr(vcpu::ISST_ADDR, state.isst_addr.get()) };
+    }
     // SAFETY: the guest's own values.
     unsafe { instr::set_cr2(state.cr2.get()) };
     // SAFETY: as above.
@@ -71,9 +75,4 @@ pub fn prepare(core: &Core) {
     unsafe { instr::set_dr7(dr7) };
     // SAFETY: as above.
     unsafe { instr::set_cr0(state.cr0.get()) };
-}
-
-/// A pseudo-descriptor that LGDT and LIDT read from byte 6 on.
-const fn pointer(base: u64, limit: u64) -> [u64; 2] {
-    [limit << 48, base]
 }

@@ -19,6 +19,8 @@ pub const SVM_KEY: u32 = 0xC001_0118;
 /// VM_HSAVE_PA.
 pub const VM_HSAVE_PA: u32 = 0xC001_0117;
 
+/// VM_CR.R_INIT: INIT is a security exception.
+pub const VM_CR_R_INIT: u64 = 1 << 1;
 /// VM_CR.LOCK.
 pub const VM_CR_LOCK: u64 = 1 << 3;
 /// VM_CR.SVMDIS.
@@ -28,7 +30,7 @@ const fn is_ours(index: u32) -> bool {
     matches!(index, EFER | VM_CR | VM_HSAVE_PA | SVM_KEY)
 }
 
-/// Judges a read. `efer` is the guest's, `vm_cr` the register's actual value.
+/// Judges a read. `efer` is the guest's, `vm_cr` the value from before the launch.
 #[must_use]
 pub const fn judge_read(index: u32, efer: u64, vm_cr: u64) -> Answer {
     match index {

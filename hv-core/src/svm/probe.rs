@@ -1,12 +1,13 @@
 //! What a core with SVM offers, read in guest context before anything is changed.
 
-use core::arch::x86_64::__cpuid;
+use core::arch::x86_64::{__cpuid, __cpuid_count};
 
 use x86::msr;
 
 use super::Shared;
 use super::caps::{self, Raw};
 use super::msr::VM_CR;
+use super::vcpu::S_CET;
 use crate::backend::{Features, Vendor};
 use crate::error::StartError;
 use crate::probe::{Pretend, Probe};
@@ -32,6 +33,9 @@ pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
             mbec: false,
             mtf: false,
             leaf_1g: controls.npt_1g,
+            flush_one: controls.flush_by_asid,
+            next_rip: controls.nrip,
+            decode_assists: controls.decode_assists,
         },
         firmware: raw.vm_cr,
         firmware_open: false,
@@ -55,6 +59,7 @@ unsafe fn raw() -> Raw {
     };
     let (one, eight) = (leaf(0x8000_0001), leaf(0x8000_0008));
     let (svm, encryption) = (leaf(0x8000_000A), leaf(0x8000_001F));
+    let features = __cpuid_count(7, 0);
     let flags = instr::rflags();
     // SAFETY: set again below.
     unsafe { instr::cli() };
@@ -68,7 +73,9 @@ unsafe fn raw() -> Raw {
     };
     let ecx = one.map_or(0, |leaf| leaf.ecx);
     let eax = encryption.map_or(0, |leaf| leaf.eax);
+    let shadow_stacks = features.ecx & 1 << 7 != 0;
     let raw = Raw {
+        fn0000_0007_ecx: features.ecx,
         fn8000_0001_ecx: ecx,
         fn8000_0001_edx: one.map_or(0, |leaf| leaf.edx),
         fn8000_0008_eax: eight.map_or(0, |leaf| leaf.eax),
@@ -79,6 +86,9 @@ unsafe fn raw() -> Raw {
         vm_cr: read(ecx & 1 << 2 != 0, VM_CR).unwrap_or(0),
         efer: read(true, msr::IA32_EFER).unwrap_or(0),
         syscfg: read(eax & 3 != 0, SYSCFG).unwrap_or(0),
+        // SAFETY: reads a register at CPL 0.
+        cr4: unsafe { instr::cr4() },
+        s_cet: read(shadow_stacks, S_CET).unwrap_or(0),
         sev_status: read(eax & 2 != 0, SEV_STATUS),
     };
     if flags & 1 << 9 != 0 {

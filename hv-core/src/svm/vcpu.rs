@@ -9,18 +9,22 @@ use ept::entry::NptFormat;
 use ept::space::Space;
 use x86::msr;
 
-use super::entry::{self, RESERVED_BYTES};
+use super::entry;
 use super::fields::{self, Segment, Vmcb, event as layout, misc1, misc2, nested, shadow, tlb};
 use super::{Svm, VMCB, interrupted};
 use crate::backend::{Backend, GuestState, Nested};
 use crate::event::Event;
 use crate::hypervisor::Hypervisor;
 use crate::instr;
-use crate::percpu::{Core, STACK_TOP};
-use crate::registers::GuestRegisters;
+use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 
 pub use super::caps::EFER_SVME;
+
+/// S_CET.
+pub const S_CET: u32 = 0x6A2;
+/// Address of the interrupt shadow-stack table.
+pub const ISST_ADDR: u32 = 0x6A8;
 
 /// RFLAGS.TF.
 pub const RFLAGS_TF: u64 = 1 << 8;
@@ -102,6 +106,10 @@ pub unsafe fn fill(core: &Core, hypervisor: &Hypervisor, rflags: u64) {
     state.dr7.set(unsafe { instr::dr7() });
     state.rflags.set(rflags);
     state.g_pat.set(existing(msr::IA32_PAT));
+    if hypervisor.svm.controls.shadow_stacks {
+        state.s_cet.set(existing(S_CET));
+        state.isst_addr.set(existing(ISST_ADDR));
+    }
 }
 
 fn controls(vmcb: &Vmcb, hypervisor: &Hypervisor) {
@@ -150,16 +158,8 @@ pub unsafe fn give_up(core: &Core) -> ! {
     core.hypervisor().abandon();
     Svm::use_shared(core);
     inject(core, Event::DOUBLE_FAULT);
-    let registers = registers_of(core);
     // SAFETY: the registers lie where the stub put them.
-    unsafe { entry::enter_after_fault(registers) }
-}
-
-/// Where the exit stub keeps the guest's registers on this core's stack.
-#[must_use]
-pub fn registers_of(core: &Core) -> *const GuestRegisters {
-    let top = core::ptr::from_ref::<Core>(core) as usize + STACK_TOP;
-    (top - RESERVED_BYTES - size_of::<GuestRegisters>()) as *const GuestRegisters
+    unsafe { entry::enter_after_fault(core.registers()) }
 }
 
 /// Delivers an event at the next entry.
@@ -266,10 +266,13 @@ impl Backend for Svm {
 
     /// The trap flag is borrowed. The interrupt shadow and RFLAGS.IF are cleared for
     /// the instruction, and branch stepping is off. Every exception exits, so that
-    /// none is delivered with these flags on its stack.
+    /// none is delivered with these flags on its stack. Nothing when it is armed.
     fn arm_step(core: &Core) {
         let step = &core.state.step;
         let vmcb = vmcb(core);
+        if vmcb.control.intercept_exceptions.get() != 0 {
+            return;
+        }
         let state = &vmcb.state;
         let flags = state.rflags.get();
         step.flags.set(flags);
@@ -295,6 +298,9 @@ impl Backend for Svm {
         }
         let step = &core.state.step;
         let vmcb = vmcb(core);
+        if vmcb.control.intercept_exceptions.get() == 0 {
+            return;
+        }
         let state = &vmcb.state;
         let borrowed = RFLAGS_TF | RFLAGS_IF;
         let now = state.rflags.get();
@@ -340,17 +346,4 @@ fn set_debugctl(value: u64) {
 pub fn set_resume_flag(core: &Core) {
     let flags = &vmcb(core).state.rflags;
     flags.set(flags.get() | RFLAGS_RF);
-}
-
-/// Root mode's CR4 from the one the core runs with: what 64-bit code and XSETBV
-/// need, none of the protections that concern user pages, no PCIDs.
-#[must_use]
-pub const fn host_cr4(cr4: u64) -> u64 {
-    const PAE: u64 = 1 << 5;
-    const MCE: u64 = 1 << 6;
-    const OSFXSR: u64 = 1 << 9;
-    const OSXMMEXCPT: u64 = 1 << 10;
-    const LA57: u64 = 1 << 12;
-    const OSXSAVE: u64 = 1 << 18;
-    PAE | MCE | OSFXSR | OSXMMEXCPT | cr4 & (OSXSAVE | LA57)
 }

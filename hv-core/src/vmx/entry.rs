@@ -4,7 +4,7 @@
 //! The stack of root mode after an exit, from the top down:
 //!
 //! ```text
-//! STACK_TOP      -8  (padding)
+//! stack's end    -8  (padding)
 //!               -48  RIP CS RFLAGS RSP SS   frame of IRETQ, used when leaving
 //! HOST_RSP ->   -48
 //!               -56  RAX RCX RDX R8 R9 R10 R11 RBX     GuestRegisters,
@@ -23,48 +23,12 @@
 //! so there, and only there, it may open the NMI window itself.
 //!
 //! **The leave window.** After VMXOFF, while the guest's state is being restored,
-//! the handler cannot use GS; an NMI there is only noted and raised as INT 2 as
-//! soon as the guest's IDT is back.
+//! the handler cannot use GS; an NMI there is only noted, and raised as soon as the
+//! guest's IDT is back ([`crate::host::leaving`]).
 
 use core::arch::global_asm;
-use core::cell::Cell;
 
 use crate::registers::GuestRegisters;
-
-/// Bytes between the stack's top and HOST_RSP.
-pub const RESERVED_BYTES: usize = 48;
-
-/// What the leave stub restores, in the order in which it reads it.
-#[repr(C)]
-#[derive(Debug, Default)]
-#[expect(missing_docs, reason = "the registers' names say it")]
-pub struct LeaveFrame {
-    pub cr4: Cell<u64>,
-    pub cr3: Cell<u64>,
-    /// Limit in the two highest bytes, then the base: LGDT reads from byte 6 on.
-    pub private_gdt: Cell<[u64; 2]>,
-    pub gdt: Cell<[u64; 2]>,
-    pub idt: Cell<[u64; 2]>,
-    pub tr: Cell<u64>,
-    pub ldtr: Cell<u64>,
-    pub ds: Cell<u64>,
-    pub es: Cell<u64>,
-    pub fs: Cell<u64>,
-    pub gs: Cell<u64>,
-    pub fs_base: Cell<u64>,
-    pub gs_base: Cell<u64>,
-    pub rip: Cell<u64>,
-    pub cs: Cell<u64>,
-    pub rflags: Cell<u64>,
-    pub rsp: Cell<u64>,
-    pub ss: Cell<u64>,
-    /// An NMI arrived after VMXOFF, while neither IDT could take it.
-    pub nmi: Cell<u64>,
-    /// EFER, which AMD's stub restores.
-    pub efer: Cell<u64>,
-}
-
-const _: () = assert!(size_of::<LeaveFrame>() == 184);
 
 global_asm!(
     // ---- launch: rax = 0 as the new guest, 1 VMfailInvalid, 2 VMfailValid, 3 the
@@ -193,8 +157,7 @@ global_asm!(
     "    add rsp, 0x98",
     "    cmp eax, 1",
     "    jne 3b",
-    // ---- leave: VMX is off, RSP = GuestRegisters, R8 = &LeaveFrame (a Rust call
-    //      made it so, see hvdetect_leave_frame)
+    // ---- leave: VMX is off, RSP = GuestRegisters
     "    sub rsp, 0x28",
     "    call hvdetect_leave_frame",
     "    add rsp, 0x28",
@@ -230,35 +193,7 @@ global_asm!(
     "    lidt [r8 + 0x36]", // from here on an NMI is the guest's own
     ".globl hvdetect_leave_window_end",
     "hvdetect_leave_window_end:",
-    "    cmp dword ptr [r8 + 0xA8], 0", // one arrived since VMXOFF
-    "    je 8f",
-    "    int 2",
-    "8:  mov rax, [r8 + 0x80]", // the frame of IRETQ, above the registers
-    "    mov [rsp + 0x78], rax",
-    "    mov rax, [r8 + 0x88]",
-    "    mov [rsp + 0x80], rax",
-    "    mov rax, [r8 + 0x90]",
-    "    mov [rsp + 0x88], rax",
-    "    mov rax, [r8 + 0x98]",
-    "    mov [rsp + 0x90], rax",
-    "    mov rax, [r8 + 0xA0]",
-    "    mov [rsp + 0x98], rax",
-    "    pop r15",
-    "    pop r14",
-    "    pop r13",
-    "    pop r12",
-    "    pop rdi",
-    "    pop rsi",
-    "    pop rbp",
-    "    pop rbx",
-    "    pop r11",
-    "    pop r10",
-    "    pop r9",
-    "    pop r8",
-    "    pop rdx",
-    "    pop rcx",
-    "    pop rax",
-    "    iretq",
+    "    jmp hvdetect_leave_return",
     // ---- root mode failed: rcx = address of GuestRegisters; enters the guest
     //      with what has been prepared in the VMCS
     ".globl hvdetect_vmx_enter_after_fault",

@@ -113,7 +113,7 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         // SAFETY: nothing can be saved.
         unsafe { instr::triple_fault() };
     }
-    forget_vector_state(registers);
+    exit::forget_vector_state(registers);
     match dispatch(core, registers, basic) {
         Next::Resume => finish(core, None, false),
         Next::Advance => {
@@ -128,20 +128,6 @@ extern "win64" fn hvdetect_vmx_slow(registers: &mut GuestRegisters, only_look: u
         }
     }
     Outcome::Resume
-}
-
-/// Spoils what the stub will restore, when a test asks for it.
-fn forget_vector_state(registers: &GuestRegisters) {
-    // The stub's frame lies below the registers: XMM0-5 from 20H on, MXCSR at 80H.
-    let frame = (&raw const *registers as u64).wrapping_sub(0x98);
-    if seeded::is(Planted::ForgetXmm3) {
-        // SAFETY: the stub's own frame on this core's stack.
-        unsafe { instr::store64(frame + 0x50, 0x0BAD_0BAD) };
-    }
-    if seeded::is(Planted::ForgetMxcsr) {
-        // SAFETY: as above.
-        unsafe { instr::store32(frame + 0x80, 0x1F80) };
-    }
 }
 
 #[unsafe(no_mangle)]
@@ -194,7 +180,7 @@ fn dispatch(core: &Core, registers: &mut GuestRegisters, basic: u16) -> Next {
             Next::Resume
         }
         reason::EPT_MISCONFIGURATION => {
-            misconfiguration(core);
+            exit::misconfiguration::<Vmx>(core, Gpa::new(read(ro::GUEST_PHYSICAL_ADDR_FULL)));
             Next::Resume
         }
         reason::WBINVD => {
@@ -572,20 +558,6 @@ fn ept_violation(core: &Core, registers: &GuestRegisters) {
     violation::answer::<Vmx>(core, &violation, || {
         exit::fault::<Vmx>(core, registers, violation.gpa, violation.gla)
     });
-}
-
-fn misconfiguration(core: &Core) {
-    let hypervisor = core.hypervisor();
-    Counters::bump(&core.counters().misconfigured);
-    let gpa = Gpa::new(read(ro::GUEST_PHYSICAL_ADDR_FULL));
-    crate::trace!("misconfiguration", gpa.as_u64());
-    if let Some(space) = Vmx::nested(hypervisor) {
-        let held = hypervisor.transition.acquire(|| shootdown::serve(core));
-        if space.exempt_whole(gpa).is_ok() {
-            shootdown::revoke(core);
-        }
-        drop(held);
-    }
 }
 
 /// The end of every exit: requests that had to wait are answered, interrupted

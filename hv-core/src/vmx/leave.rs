@@ -12,6 +12,7 @@ use x86::msr;
 use super::fields::{control, guest};
 use super::vcpu::read;
 use crate::host::descriptors::tss_descriptor;
+use crate::host::leaving::pointer;
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 use crate::{instr, shootdown};
@@ -61,7 +62,6 @@ pub fn prepare(core: &Core) {
     frame.rflags.set(read(guest::RFLAGS));
     frame.rsp.set(read(guest::RSP));
     frame.ss.set(read(guest::SS_SELECTOR));
-    frame.nmi.set(0);
 
     #[expect(clippy::cast_possible_truncation, reason = "a 32-bit field")]
     let task = tss_descriptor(read(guest::TR_BASE), read(guest::TR_LIMIT) as u32);
@@ -125,31 +125,4 @@ pub fn prepare(core: &Core) {
     unsafe { instr::set_dr7(dr7) };
     // SAFETY: as above; outside VMX operation NE may be clear.
     unsafe { instr::set_cr0(cr0) };
-}
-
-/// A pseudo-descriptor that LGDT and LIDT read from byte 6 on.
-const fn pointer(base: u64, limit: u64) -> [u64; 2] {
-    [limit << 48, base]
-}
-
-#[unsafe(no_mangle)]
-extern "win64" fn hvdetect_leave_frame() -> *const super::entry::LeaveFrame {
-    // SAFETY: the stub still runs with the core's GS base.
-    let core = unsafe { crate::host::exceptions::current() };
-    &raw const core.state.leave
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pointer_is_read_from_byte_six() {
-        let bytes: std::vec::Vec<u8> = pointer(0x1122_3344_5566_7788, 0x6F)
-            .iter()
-            .flat_map(|half| half.to_le_bytes())
-            .collect();
-        assert_eq!(bytes[6..8], [0x6F, 0]);
-        assert_eq!(bytes[8..16], 0x1122_3344_5566_7788_u64.to_le_bytes());
-    }
 }

@@ -11,13 +11,13 @@ use x86::msr;
 
 use super::Vmx;
 use super::caps::{self, Controls};
-use super::entry::{self, RESERVED_BYTES};
+use super::entry;
 use super::fields::{self, control, guest, host, ro};
 use crate::backend::{Backend, GuestState, Nested};
 use crate::emulate::cr;
+use crate::host::paging;
 use crate::hypervisor::Hypervisor;
-use crate::percpu::{Core, STACK_TOP};
-use crate::registers::GuestRegisters;
+use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 use crate::{event, instr};
 
@@ -40,8 +40,6 @@ pub const INTERRUPT_SSP_TABLE: u32 = 0x6A8;
 
 const CR4_VMXE: u64 = 1 << 13;
 const CR4_CET: u64 = 1 << 23;
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_LA57: u64 = 1 << 12;
 /// RFLAGS.TF.
 pub const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.IF.
@@ -262,13 +260,13 @@ unsafe fn host_state(core: &Core, hypervisor: &Hypervisor) {
     let efer = existing(msr::IA32_EFER);
     write(host::CR0, cr0 | hypervisor.vmx.cr0_fixed);
     write(host::CR3, hypervisor.host_cr3);
-    write(host::CR4, host_cr4(cr4));
+    write(host::CR4, CR4_VMXE | paging::cr4(cr4));
     write(host::FS_BASE, 0);
     write(host::GS_BASE, base);
     write(host::TR_BASE, &raw const core.descriptors.tss as u64);
     write(host::GDTR_BASE, &raw const core.descriptors.gdt as u64);
     write(host::IDTR_BASE, hypervisor.idt);
-    write(host::RSP, base + (STACK_TOP - RESERVED_BYTES) as u64);
+    write(host::RSP, core.stack_pointer());
     write(host::RIP, entry::exit_address());
     write(host::IA32_SYSENTER_CS, 0);
     write(host::IA32_SYSENTER_ESP, 0);
@@ -282,16 +280,6 @@ unsafe fn host_state(core: &Core, hypervisor: &Hypervisor) {
         write(fields::HOST_SSP, 0);
         write(fields::HOST_ISST, 0);
     }
-}
-
-/// Root mode's CR4 from the one the core runs with: what 64-bit code, VMX and
-/// XSETBV need, none of the protections that concern user pages, no PCIDs.
-const fn host_cr4(cr4: u64) -> u64 {
-    const PAE: u64 = 1 << 5;
-    const MCE: u64 = 1 << 6;
-    const OSFXSR: u64 = 1 << 9;
-    const OSXMMEXCPT: u64 = 1 << 10;
-    CR4_VMXE | PAE | MCE | OSFXSR | OSXMMEXCPT | cr4 & (CR4_OSXSAVE | CR4_LA57)
 }
 
 /// The first exit has saved the debug controls: from now on every entry loads
@@ -340,16 +328,8 @@ pub unsafe fn give_up(core: &Core) -> ! {
         event::Event::DOUBLE_FAULT.info(),
     );
     write(control::VMENTRY_EXCEPTION_ERR_CODE, 0);
-    let registers = registers_of(core);
     // SAFETY: the registers lie where the stub put them.
-    unsafe { entry::enter_after_fault(registers) }
-}
-
-/// Where the exit stub keeps the guest's registers on this core's stack.
-#[must_use]
-pub fn registers_of(core: &Core) -> *const GuestRegisters {
-    let top = core::ptr::from_ref::<Core>(core) as usize + STACK_TOP;
-    (top - RESERVED_BYTES - size_of::<GuestRegisters>()) as *const GuestRegisters
+    unsafe { entry::enter_after_fault(core.registers()) }
 }
 
 /// Moves RIP past the instruction that exited, with what the processor does at

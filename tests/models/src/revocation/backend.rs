@@ -8,6 +8,3 @@ pub fn invalidate(_: &Core) {
     // SAFETY: as in hv-core.
     unsafe { instr::invept_single(instr::SHARED) };
 }
-
-/// Intel takes NMIs where they come.
-pub fn listen(_: &Core) {}
