@@ -356,6 +356,10 @@ bitflags::bitflags! {
         const NO_MTF = 1 << 0;
         /// Pretend that there is no mode-based execute control.
         const NO_MBEC = 1 << 1;
+        /// Pretend that the next instruction's address is not saved (AMD).
+        const NO_NEXT_RIP = 1 << 2;
+        /// Pretend that all translations can be flushed together only (AMD).
+        const NO_FLUSH_BY_ASID = 1 << 3;
     }
 
     /// How to wait.

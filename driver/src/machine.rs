@@ -15,6 +15,7 @@ use hv_core::error;
 use hv_core::launch::{self, Options};
 use hv_core::platform::Platform;
 use hv_core::probe::Pretend;
+use hv_core::svm;
 
 use crate::monitor::{Rings, RootMonitor};
 use crate::platform::NtPlatform;
@@ -45,7 +46,11 @@ impl Machine {
         let pretend = Pretend {
             no_mtf: flags.contains(StartFlags::NO_MTF),
             no_mbec: flags.contains(StartFlags::NO_MBEC),
-            ..Pretend::default()
+            svm: svm::caps::Pretend {
+                no_nrip: flags.contains(StartFlags::NO_NEXT_RIP),
+                no_flush_by_asid: flags.contains(StartFlags::NO_FLUSH_BY_ASID),
+                ..svm::caps::Pretend::default()
+            },
         };
         let view = View::new(snapshot).ok_or(Failure::new(StartError::NoModules))?;
         let cores = platform.cpu_count() as usize;

@@ -313,7 +313,13 @@ fn probe_all(platform: &dyn Platform, pretend: Pretend) -> Result<Probe, StartEr
         if !reached {
             return Err(StartError::Unreachable { core });
         }
-        let probe = result?;
+        let probe = match result {
+            // Another core before it was not.
+            Err(StartError::LockedOff | StartError::SwitchedOff) if first.is_some() => {
+                return Err(StartError::UnequalFirmware);
+            }
+            result => result?,
+        };
         match first {
             None => first = Some(probe),
             Some(first) if first.firmware != probe.firmware => {

@@ -66,6 +66,7 @@ pub(crate) enum Command {
 }
 
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches")]
 pub(crate) struct Start {
     /// Pretend that the processor has no monitor trap flag
     #[arg(long, hide = true)]
@@ -73,6 +74,12 @@ pub(crate) struct Start {
     /// Pretend that the processor has no mode-based execute control
     #[arg(long, hide = true)]
     pub(crate) no_mbec: bool,
+    /// Pretend that the processor does not save the next instruction's address
+    #[arg(long, hide = true)]
+    pub(crate) no_next_rip: bool,
+    /// Pretend that the processor can flush all translations together only
+    #[arg(long, hide = true)]
+    pub(crate) no_flush_by_asid: bool,
 }
 
 /// Runs until Ctrl-C, `--count` or `--timeout`. Findings are appended to the log, one JSON line

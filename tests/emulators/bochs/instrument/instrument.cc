@@ -20,7 +20,9 @@
  * `quit CODE`. `profile` answers how often each address was executed in root mode
  * since it was last asked, and begins anew; the first time it only begins.
  * HVDETECT_LAB_COUNT_FRAMES=1 counts frames from the start;
- * HVDETECT_LAB_HYPERVISOR_BIT=1 sets CPUID.1:ECX bit 31.
+ * HVDETECT_LAB_CPUID changes answers of CPUID: "FUNCTION REGISTER KEEP SET", in
+ * hexadecimal, several separated by semicolons; the registers EAX to EDX have the
+ * numbers 0 to 3.
  * SIGTERM writes the registers and counters to the files `registers.json` and
  * `counters.json` of the working directory and ends the emulator.
  *
@@ -128,7 +130,10 @@ Bit64u lost_fetch_events = 0;
 std::unordered_map<Bit64u, Bit64u> profile;
 bool profiling = false;
 
-bool claim_hypervisor = false;
+struct CpuidChange {
+  unsigned function, index, keep, set;
+};
+std::vector<CpuidChange> cpuid_changes;
 bool have_low_half = false;
 Bit32u low_half = 0;
 int listener = -1;
@@ -531,8 +536,14 @@ void lab_init(unsigned cpu)
   signal(SIGTERM, on_sigterm);
   const char *count = getenv("HVDETECT_LAB_COUNT_FRAMES");
   if (count && *count == '1') count_frames();
-  const char *claim = getenv("HVDETECT_LAB_HYPERVISOR_BIT");
-  claim_hypervisor = claim && *claim == '1';
+  CpuidChange change;
+  const char *at = getenv("HVDETECT_LAB_CPUID");
+  while (at && sscanf(at, "%x %x %x %x", &change.function, &change.index, &change.keep,
+                      &change.set) == 4) {
+    cpuid_changes.push_back(change);
+    at = strchr(at, ';');
+    if (at) at++;
+  }
   listen_to_host();
   bx_pc_system.register_timer_ticks(NULL, tick, POLL_TICKS, true, true, "lab");
 }
@@ -632,7 +643,12 @@ void lab_svm_vmexit(unsigned cpu, int code, Bit64u info1, Bit64u info2)
 
 void lab_cpuid(unsigned, Bit32u function, struct cpuid_function_t *leaf)
 {
-  if (claim_hypervisor && function == 1) leaf->ecx |= 1u << 31;
+  Bit32u *const registers[4] = {&leaf->eax, &leaf->ebx, &leaf->ecx, &leaf->edx};
+  for (const CpuidChange &change : cpuid_changes) {
+    if (change.function != function || change.index > 3) continue;
+    Bit32u &value = *registers[change.index];
+    value = (value & change.keep) | change.set;
+  }
 }
 
 void lab_out(Bit16u port, unsigned len, unsigned value)

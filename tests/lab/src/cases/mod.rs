@@ -75,6 +75,8 @@ enum On {
     Only(&'static str, u32),
     /// No Intel model; AMD's with this number of processors.
     NoIntel(u32),
+    /// One machine of Bochs's with AMD's processors.
+    OnlyAmd(&'static str, u32),
 }
 
 impl On {
@@ -90,6 +92,11 @@ impl On {
             Self::Counts(counts) => (&MODELS[..1], counts),
             Self::Only(name, cpus) => {
                 one = [Model::intel(name)];
+                number = [cpus];
+                (&one, &number)
+            }
+            Self::OnlyAmd(name, cpus) => {
+                one = [Model::amd(name)];
                 number = [cpus];
                 (&one, &number)
             }
@@ -174,6 +181,22 @@ const TABLE: &[Case] = &[
         amd: Amd::No,
         long: false,
         run: cycles::start_and_stop,
+    },
+    Case {
+        name: "trinity",
+        about: "every attack is found on trinity_apu",
+        on: On::OnlyAmd("trinity_apu", 2),
+        amd: Amd::No,
+        long: false,
+        run: specimens::every_attack,
+    },
+    Case {
+        name: "phenom",
+        about: "every attack is found on the oldest AMD processor with nested paging",
+        on: On::OnlyAmd("phenom_8650_toliman", 2),
+        amd: Amd::No,
+        long: false,
+        run: specimens::on_an_old_processor,
     },
     Case {
         name: "hang",
@@ -416,6 +439,14 @@ const TABLE: &[Case] = &[
         run: specimens::without_mtf,
     },
     Case {
+        name: "no-svm-options",
+        about: "without NRIP save and flush by ASID, alone and together: the same findings",
+        on: On::NoIntel(2),
+        amd: Amd::Bochs,
+        long: false,
+        run: specimens::without_options,
+    },
+    Case {
         name: "rwx-bounded",
         about: "a driver with a read-write-execute section runs at a bounded cost",
         on: On::Models,
@@ -502,6 +533,22 @@ const TABLE: &[Case] = &[
         amd: Amd::No,
         long: false,
         run: refusals::no_vmx,
+    },
+    Case {
+        name: "svm-refused",
+        about: "SVM off, in use, below a hypervisor, without nested paging or ASIDs: each refused",
+        on: On::NoIntel(2),
+        amd: Amd::Bochs,
+        long: false,
+        run: refusals::without_svm,
+    },
+    Case {
+        name: "turion",
+        about: "AMD-V without nested paging: refused",
+        on: On::OnlyAmd("turion64_tyler", 2),
+        amd: Amd::No,
+        long: false,
+        run: refusals::no_ept,
     },
     Case {
         name: "twice",

@@ -2,6 +2,7 @@
 //! state unchanged.
 
 use super::Stage;
+use crate::machine::CpuidChange;
 use anyhow::{Context, Result, ensure};
 use lab_link::Message;
 
@@ -9,6 +10,13 @@ use lab_link::Message;
 const UNFIT: i32 = 5;
 const OTHER: i32 = 1;
 const DRIVER_ABSENT: i32 = 4;
+
+/// Numbers of CPUID's registers.
+const EBX: u32 = 1;
+const ECX: u32 = 2;
+const EDX: u32 = 3;
+/// A hypervisor is present.
+const HYPERVISOR: CpuidChange = CpuidChange::set(1, ECX, 1 << 31);
 
 fn refused(stage: &mut Stage<'_>, says: &str) -> Result<()> {
     drop(stage.boot_with_driver()?);
@@ -66,8 +74,48 @@ pub(super) fn odd_firmware(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 pub(super) fn hypervisor_present(stage: &mut Stage<'_>) -> Result<()> {
-    stage.options.hypervisor_bit = true;
+    stage.options.cpuid = vec![HYPERVISOR];
     refused(stage, "a hypervisor runs already")
+}
+
+/// What AMD's processors and their firmware can lack.
+pub(super) fn without_svm(stage: &mut Stage<'_>) -> Result<()> {
+    let no_svm = CpuidChange::clear(0x8000_0001, ECX, 1 << 2);
+    let no_nested_paging = CpuidChange::clear(0x8000_000A, EDX, 1);
+    let one_asid = CpuidChange {
+        function: 0x8000_000A,
+        register: EBX,
+        keep: 0,
+        set: 1,
+    };
+    for (words, cpuid, says) in [
+        (
+            "svm=locked",
+            None,
+            "the firmware has switched virtualization off",
+        ),
+        (
+            "svm=disabled",
+            None,
+            "AMD-V is switched off, but not locked",
+        ),
+        (
+            "svm=bsp-only",
+            None,
+            "virtualization differently on different cores",
+        ),
+        ("svme=set", None, "somebody else uses"),
+        ("", Some(HYPERVISOR), "a hypervisor runs already"),
+        ("", Some(no_svm), "neither Intel VT-x nor AMD-V"),
+        ("", Some(no_nested_paging), "no nested page tables"),
+        ("", Some(one_asid), "no address-space identifier"),
+    ] {
+        stage.forget_boot_words();
+        stage.boot_words(words);
+        stage.options.cpuid = cpuid.into_iter().collect();
+        refused(stage, says).with_context(|| format!("{words} {cpuid:x?}"))?;
+    }
+    Ok(())
 }
 
 pub(super) fn no_ept(stage: &mut Stage<'_>) -> Result<()> {

@@ -92,6 +92,30 @@ pub(super) fn all_forms_without_mtf(stage: &mut Stage<'_>) -> Result<()> {
     attack(stage, ALL_FORMS, &["start", "--no-mtf"])
 }
 
+/// Every specimen with each combination of AMD's optional features taken away.
+pub(super) fn without_options(stage: &mut Stage<'_>) -> Result<()> {
+    for options in [
+        &["start", "--no-next-rip"][..],
+        &["start", "--no-flush-by-asid"],
+        &["start", "--no-next-rip", "--no-flush-by-asid"],
+    ] {
+        for name in names(stage)? {
+            attack(stage, &name, options).with_context(|| format!("{name} with {options:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Every specimen but the one that has instructions which old processors lack.
+pub(super) fn on_an_old_processor(stage: &mut Stage<'_>) -> Result<()> {
+    for name in names(stage)? {
+        if name != ALL_FORMS {
+            attack(stage, &name, &["start"]).context(name)?;
+        }
+    }
+    Ok(())
+}
+
 /// Every specimen once, each on a fresh machine.
 pub(super) fn every_attack(stage: &mut Stage<'_>) -> Result<()> {
     for name in names(stage)? {

@@ -135,6 +135,8 @@ impl<'a> Stage<'a> {
             flags |= match *option {
                 "--no-mtf" => StartFlags::NO_MTF,
                 "--no-mbec" => StartFlags::NO_MBEC,
+                "--no-next-rip" => StartFlags::NO_NEXT_RIP,
+                "--no-flush-by-asid" => StartFlags::NO_FLUSH_BY_ASID,
                 other => bail!("start has no option {other}"),
             };
         }

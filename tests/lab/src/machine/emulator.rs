@@ -6,7 +6,7 @@
 //! watchdog when its time is over. The thread that starts an emulator must
 //! therefore live as long as the machine.
 
-use super::options::{Emulator, Options};
+use super::options::{CpuidChange, Emulator, Options};
 use super::{bochsrc, qemu, qmp};
 use crate::setup::Bochs;
 use anyhow::{Context, Result, bail};
@@ -61,6 +61,20 @@ fn free_port() -> Result<u16> {
     Ok(probe.local_addr()?.port())
 }
 
+/// Changed answers of CPUID, as the instrumentation reads them.
+fn changes(changes: &[CpuidChange]) -> String {
+    let one = |change: &CpuidChange| {
+        let CpuidChange {
+            function,
+            register,
+            keep,
+            set,
+        } = change;
+        format!("{function:x} {register:x} {keep:x} {set:x}")
+    };
+    changes.iter().map(one).collect::<Vec<_>>().join(";")
+}
+
 fn spawn(options: &Options, bochs: Option<&Bochs>, directory: &Path, port: u16) -> Result<Process> {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]);
@@ -79,10 +93,7 @@ fn spawn(options: &Options, bochs: Option<&Bochs>, directory: &Path, port: u16) 
                     "HVDETECT_LAB_COUNT_FRAMES",
                     if options.count_frames { "1" } else { "0" },
                 )
-                .env(
-                    "HVDETECT_LAB_HYPERVISOR_BIT",
-                    if options.hypervisor_bit { "1" } else { "0" },
-                );
+                .env("HVDETECT_LAB_CPUID", changes(&options.cpuid));
         }
         Emulator::Bochs2 => {
             fs::write(directory.join("bochsrc"), bochsrc::compose(options, port))?;

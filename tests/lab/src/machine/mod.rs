@@ -19,7 +19,7 @@ mod qmp;
 pub(crate) use broker::Hello;
 pub(crate) use client::Client;
 pub(crate) use offers::Look;
-pub(crate) use options::{Emulator, Model, Options, Vendor};
+pub(crate) use options::{CpuidChange, Emulator, Model, Options, Vendor};
 
 use crate::place::RunDirectory;
 use crate::progress::last_lines;

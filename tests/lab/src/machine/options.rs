@@ -67,8 +67,43 @@ pub(crate) struct Options {
     pub(crate) time_limit: Duration,
     /// Count retired guest instructions by physical frame (our Bochs; slower).
     pub(crate) count_frames: bool,
-    /// CPUID says that a hypervisor is there already (our Bochs).
-    pub(crate) hypervisor_bit: bool,
+    /// What CPUID answers differently from the model (our Bochs).
+    pub(crate) cpuid: Vec<CpuidChange>,
+}
+
+/// A changed answer of CPUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CpuidChange {
+    /// EAX before the instruction; every subfunction.
+    pub(crate) function: u32,
+    /// Which register of the answer: 0 for EAX to 3 for EDX.
+    pub(crate) register: u32,
+    /// Bits that stay as they are.
+    pub(crate) keep: u32,
+    /// Bits that are set.
+    pub(crate) set: u32,
+}
+
+impl CpuidChange {
+    /// These bits are set.
+    pub(crate) const fn set(function: u32, register: u32, bits: u32) -> Self {
+        Self {
+            function,
+            register,
+            keep: u32::MAX,
+            set: bits,
+        }
+    }
+
+    /// These bits are clear.
+    pub(crate) const fn clear(function: u32, register: u32, bits: u32) -> Self {
+        Self {
+            function,
+            register,
+            keep: !bits,
+            set: 0,
+        }
+    }
 }
 
 /// A processor model together with the emulator that has it.
@@ -114,6 +149,11 @@ impl Model {
         Self::bochs(Vendor::Intel, name)
     }
 
+    /// Another of Bochs's AMD models.
+    pub(crate) const fn amd(name: &'static str) -> Self {
+        Self::bochs(Vendor::Amd, name)
+    }
+
     /// The model that stands for a vendor on an emulator.
     pub(crate) const fn of(vendor: Vendor, emulator: Emulator) -> Self {
         match (vendor, emulator) {
@@ -136,7 +176,7 @@ impl Options {
             quantum: 16,
             time_limit: Duration::from_mins(2),
             count_frames: false,
-            hypervisor_bit: false,
+            cpuid: Vec::new(),
         }
     }
 
