@@ -43,6 +43,10 @@ pub const fn paging(guest: &GuestState) -> Paging {
     Paging::of(guest.cr0, guest.cr4, guest.efer)
 }
 
+/// RFLAGS.RF, which a processor may set in what it saves at a fault; the guest's own
+/// flags have it clear.
+const RESUME_FLAG: u64 = 1 << 16;
+
 /// The core's state at a fault.
 #[inline]
 pub fn fault<B: Backend>(
@@ -58,7 +62,7 @@ pub fn fault<B: Backend>(
         gla,
         rip: Gva::new(guest.rip.wrapping_add(guest.code_base)),
         rsp: Gva::new(guest.rsp),
-        rflags: guest.rflags,
+        rflags: guest.rflags & !RESUME_FLAG,
         cr3: guest.cr3,
         paging: paging(&guest),
         cr4: guest.cr4,

@@ -22,7 +22,7 @@ use ept::wx::{self, PageState, Plan, Step, WriteFacts};
 
 use crate::backend::Backend;
 use crate::counters::Counters;
-use crate::emulate::store;
+use crate::emulate::{operand, store};
 use crate::hypervisor::Hypervisor;
 use crate::memory::{GuestMemory, window_start};
 use crate::monitor::{Crossing, Difference, Fault, PageRole};
@@ -279,6 +279,23 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
         GuestMemory::new(self.core, fault.paging, fault.cr3)
     }
 
+    /// The linear address that the instruction has faulted at, where the processor
+    /// tells only the physical one.
+    fn written(&self, fault: &Fault, memory: &GuestMemory<'_>) -> Option<Gva> {
+        let mut bytes = [0; 15];
+        let here = memory.translate_code(fault.rip)?;
+        let count = memory.code(fault.rip, &here, &mut bytes);
+        let code = bytes.get(..count).unwrap_or(&[]);
+        let found = operand::find(code, fault.rip.as_u64(), &fault.gprs, |address| {
+            let address = Gva::new(address);
+            address.page_offset() == fault.gpa.page_offset()
+                && memory
+                    .translate(address)
+                    .is_some_and(|there| there.gpa.page_base() == fault.gpa.page_base())
+        });
+        found.map(Gva::new)
+    }
+
     /// Carries a simple store out. `false` when it is none, or when something
     /// else would have to happen with it.
     fn emulate(&self, facts: WriteFacts) -> bool {
@@ -507,9 +524,12 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
             return false;
         };
         let page = self.violation.gpa.page_base();
-        let fault = (self.fault)();
+        let mut fault = (self.fault)();
         let whole = self.is_module();
         let memory = self.memory(&fault);
+        if fault.gla.is_none() && !self.violation.delivering && fault.long_mode {
+            fault.gla = self.written(&fault, &memory);
+        }
         if whole {
             memory.copy_page(page, before.0.get());
         } else {

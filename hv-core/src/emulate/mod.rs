@@ -7,5 +7,6 @@ pub mod cpuid;
 pub mod cr;
 pub mod length;
 pub mod msr;
+pub mod operand;
 pub mod store;
 pub mod xsetbv;

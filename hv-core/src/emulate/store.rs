@@ -8,6 +8,8 @@
 //! Pure: bytes and registers in, the store out. 64-bit code with flat segments
 //! only. Intel SDM vol. 2, "Instruction Format" and "MOV—Move".
 
+use super::operand::{self, Address, register, signed};
+
 /// A decoded store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Store {
@@ -51,57 +53,28 @@ pub fn decode(bytes: &[u8], rip: u64, gprs: &[u64; 16]) -> Option<Store> {
         _ => return None,
     };
     let modrm = next()?;
-    let (mode, middle, low) = (modrm >> 6, modrm >> 3 & 7, modrm & 7);
+    let middle = modrm >> 3 & 7;
     let constant = opcode & 0x40 != 0;
-    if mode == 3 || (constant && middle != 0) {
+    if constant && middle != 0 {
         return None;
     }
-    #[expect(clippy::cast_possible_truncation, reason = "four bits")]
-    let register = |number: u64| gprs.get(usize::from(number as u8 & 15)).copied();
-    let mut from_rip = false;
-    let mut address = if low == 4 {
-        let sib = next()?;
-        let (scale, index, base) = (
-            sib >> 6,
-            sib >> 3 & 7 | rex << 2 & 8,
-            sib & 7 | rex << 3 & 8,
-        );
-        let scaled = if index == 4 {
-            0
-        } else {
-            register(index)? << scale
-        };
-        if base & 7 == 5 && mode == 0 {
-            scaled.wrapping_add(signed(&mut next, 4)?)
-        } else {
-            scaled.wrapping_add(register(base)?)
-        }
-    } else if low == 5 && mode == 0 {
-        from_rip = true;
-        signed(&mut next, 4)?
-    } else {
-        register(low | rex << 3 & 8)?
-    };
-    match mode {
-        1 => address = address.wrapping_add(signed(&mut next, 1)?),
-        2 => address = address.wrapping_add(signed(&mut next, 4)?),
-        _ => {}
-    }
+    let operand = operand::address(modrm, rex, gprs, &mut next)?;
     let value = if constant {
         signed(&mut next, size.min(4))?
     } else {
         let number = middle | rex << 1 & 8;
         if size == 1 && rex == 0 && number >= 4 {
             // AH, CH, DH, BH.
-            register(number - 4)? >> 8
+            register(gprs, number - 4)? >> 8
         } else {
-            register(number)?
+            register(gprs, number)?
         }
     };
     let length = u8::try_from(at).ok().filter(|length| *length <= 15)?;
-    if from_rip {
-        address = address.wrapping_add(rip.wrapping_add(length.into()));
-    }
+    let address = match operand {
+        Address::Linear(address) => address,
+        Address::FromNext(offset) => offset.wrapping_add(rip.wrapping_add(length.into())),
+    };
     let value = if size == 8 {
         value
     } else {
@@ -113,18 +86,6 @@ pub fn decode(bytes: &[u8], rip: u64, gprs: &[u64; 16]) -> Option<Store> {
         size,
         length,
     })
-}
-
-/// A little-endian number of some bytes, sign-extended.
-fn signed(next: &mut impl FnMut() -> Option<u64>, bytes: u8) -> Option<u64> {
-    let mut value = 0;
-    for index in 0..bytes {
-        value |= next()? << (8 * index);
-    }
-    let unused = 64 - 8 * u32::from(bytes);
-    #[expect(clippy::cast_possible_wrap, reason = "sign extension is meant")]
-    #[expect(clippy::cast_sign_loss, reason = "sign extension is meant")]
-    Some(((value << unused) as i64 >> unused) as u64)
 }
 
 #[cfg(test)]

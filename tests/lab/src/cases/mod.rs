@@ -20,6 +20,7 @@ mod seeded;
 mod specimens;
 mod stage;
 mod state;
+mod vendors;
 
 pub(crate) use seeded::page as seeded_page;
 pub(crate) use stage::Stage;
@@ -154,7 +155,7 @@ const TABLE: &[Case] = &[
         name: "large-memory",
         about: "8 GiB of RAM with the hole below 4 GiB: monitored, and the witness agrees",
         on: On::Only("tigerlake", 2),
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: false,
         run: boot::large_memory,
     },
@@ -338,7 +339,7 @@ const TABLE: &[Case] = &[
         name: "million-nmis",
         about: "1,000,000 NMIs at random moments on four busy processors: each seen once",
         on: On::Only("tigerlake", 4),
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: true,
         run: exerciser::long_nmi_flood,
     },
@@ -354,7 +355,7 @@ const TABLE: &[Case] = &[
         name: "register-patterns-million",
         about: "vector, x87 and debug registers and segment bases survive 1,000,000 exits",
         on: On::Models,
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: true,
         run: exerciser::registers_survive_a_million,
     },
@@ -370,7 +371,7 @@ const TABLE: &[Case] = &[
         name: "system-registers-million",
         about: "FS, GS, TR, LDTR and the system-call registers survive 1,000,000 rounds of exits",
         on: On::Models,
-        amd: Amd::No,
+        amd: Amd::Both,
         long: true,
         run: exerciser::system_registers_survive_a_million,
     },
@@ -418,7 +419,7 @@ const TABLE: &[Case] = &[
         name: "interleavings",
         about: "start, attack and stop with every second quantum from 1 to 31",
         on: On::Only("tigerlake", 4),
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: false,
         run: cycles::interleavings,
     },
@@ -426,7 +427,7 @@ const TABLE: &[Case] = &[
         name: "thousand-cycles",
         about: "1,000 start/stop cycles under load; registers as before",
         on: On::Counts(&[1, 2, 4, 8]),
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: true,
         run: cycles::thousand_under_load,
     },
@@ -445,6 +446,14 @@ const TABLE: &[Case] = &[
         amd: Amd::Bochs,
         long: false,
         run: specimens::without_options,
+    },
+    Case {
+        name: "vendors-agree",
+        about: "each specimen's findings on Intel and on AMD are equal field by field",
+        on: On::Only("tigerlake", 1),
+        amd: Amd::No,
+        long: false,
+        run: vendors::agree,
     },
     Case {
         name: "rwx-bounded",
@@ -586,7 +595,7 @@ const TABLE: &[Case] = &[
         name: "vectors-survive",
         about: "XMM0 to XMM15 and MXCSR are the same after a million exits",
         on: On::Only("tigerlake", 1),
-        amd: Amd::No,
+        amd: Amd::Bochs,
         long: false,
         run: state::vectors_survive,
     },

@@ -67,7 +67,7 @@ pub(super) fn about(name: &str) -> Result<String> {
 
 pub(super) fn found_as_expected(stage: &mut Stage<'_>, name: &str) -> Result<()> {
     stage.options.count_frames = true;
-    attack(stage, name, &["start"])
+    attack(stage, name, &["start"]).map(drop)
 }
 
 /// Every form of a write is a case of its own without the monitor trap flag.
@@ -89,7 +89,7 @@ pub(super) fn without_mtf(stage: &mut Stage<'_>) -> Result<()> {
 }
 
 pub(super) fn all_forms_without_mtf(stage: &mut Stage<'_>) -> Result<()> {
-    attack(stage, ALL_FORMS, &["start", "--no-mtf"])
+    attack(stage, ALL_FORMS, &["start", "--no-mtf"]).map(drop)
 }
 
 /// Every specimen with each combination of AMD's optional features taken away.
@@ -124,7 +124,9 @@ pub(super) fn every_attack(stage: &mut Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<()> {
+/// One specimen on a fresh machine: found as it says, or silent. The findings, JSON
+/// lines.
+pub(super) fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<String> {
     let expected = expectation(name)?;
     ensure!(
         expected.service == service_name(&images::specimen_file(name)),
@@ -145,9 +147,11 @@ fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Result<()> {
     expected.check(&findings, &stage.entries()?)?;
     before_the_first_instruction(stage, &findings)?;
     stage.witness()?;
+    let text = stage.findings_text()?;
     client.stop_service(&expected.service)?;
     stage.must(&["stop"])?;
-    stage.end()
+    stage.end()?;
+    Ok(text)
 }
 
 /// Leaves the specimen its time, looking at the machine twice, then waits for

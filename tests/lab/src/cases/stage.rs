@@ -177,8 +177,12 @@ impl<'a> Stage<'a> {
 
     /// Every finding that the driver keeps, waiting a little for late ones.
     pub(crate) fn findings(&self) -> Result<Vec<Finding>> {
-        let text = self.must(&["watch", "--json", "--all", "--no-log", "--timeout", "0.3"])?;
-        Finding::parse_lines(&text)
+        Finding::parse_lines(&self.findings_text()?)
+    }
+
+    /// All findings, JSON lines.
+    pub(crate) fn findings_text(&self) -> Result<String> {
+        self.must(&["watch", "--json", "--all", "--no-log", "--timeout", "0.3"])
     }
 
     /// The entry points that specimens have announced.

@@ -173,8 +173,10 @@ pub(super) fn vectors_survive(stage: &mut Stage<'_>) -> Result<()> {
     let text = client.machine(&format!("workload vectors {EXITS}"))?;
     let reply: Value = serde_json::from_str(&text).context("vectors")?;
     ensure!(reply["wrong"] == 0, "vector registers have changed: {text}");
-    let exits = stage.status()?["exits"]["cpuid"].as_u64().unwrap_or(0);
-    ensure!(exits >= u64::from(EXITS), "only {exits} CPUID exits");
+    let status = stage.status()?;
+    let of = |name: &str| status["exits"][name].as_u64().unwrap_or(0);
+    let exits = of("cpuid") + of("msr");
+    ensure!(exits >= u64::from(EXITS), "only {exits} exits");
     stage.must(&["stop"])?;
     stage.end()
 }

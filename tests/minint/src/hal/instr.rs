@@ -11,13 +11,14 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [result.eax, result.ebx, result.ecx, result.edx]
 }
 
-/// Loads XMM0 to XMM15 and MXCSR from `before`, executes CPUID (leaf 1) `rounds`
-/// times, and stores them to `after`.
+/// Loads XMM0 to XMM15 and MXCSR from `before`, executes CPUID (leaf 1) and RDMSR of
+/// EFER `rounds` times, of which one at least exits below a hypervisor, and stores
+/// them to `after`.
 ///
 /// # Safety
 /// `before` holds 16 registers and an MXCSR without reserved bits; `rounds` is
 /// not 0.
-pub unsafe fn vectors_over_cpuid(before: &[u128; 17], after: &mut [u128; 17], rounds: u64) {
+pub unsafe fn vectors_over_exits(before: &[u128; 17], after: &mut [u128; 17], rounds: u64) {
     // SAFETY: both arrays are that large; all that changes is named. RBX is kept
     // by hand: the compiler reserves it.
     unsafe {
@@ -46,6 +47,8 @@ pub unsafe fn vectors_over_cpuid(before: &[u128; 17], after: &mut [u128; 17], ro
             "mov eax, 1",
             "xor ecx, ecx",
             "cpuid",
+            "mov ecx, 0xC0000080",
+            "rdmsr",
             "dec r9",
             "jnz 2b",
             "movups [rdi], xmm0",

@@ -263,7 +263,7 @@ fn vectors(count: u64) -> usize {
     before[16] = 0x7FC0;
     let mut after = [0; 17];
     // SAFETY: sixteen registers and an MXCSR; at least one round.
-    unsafe { instr::vectors_over_cpuid(&before, &mut after, count.max(1)) };
+    unsafe { instr::vectors_over_exits(&before, &mut after, count.max(1)) };
     before.iter().zip(&after).filter(|(a, b)| a != b).count()
 }
 
