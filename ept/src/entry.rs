@@ -27,10 +27,13 @@ bitflags::bitflags! {
         const READ = 1;
         /// Stores; includes the processor's own updates of page tables.
         const WRITE = 2;
-        /// Instruction fetches through supervisor-mode linear addresses.
+        /// Instruction fetches by the kernel. What that is, the vendors say
+        /// differently: for Intel a fetch through a supervisor-mode linear
+        /// address, for AMD one at a privilege level other than 3, whatever the
+        /// address.
         const EXEC_KERNEL = 4;
-        /// Instruction fetches through user-mode linear addresses. One right
-        /// with [`Self::EXEC_KERNEL`] where the processor does not separate
+        /// Instruction fetches by user mode, or through its linear addresses. One
+        /// right with [`Self::EXEC_KERNEL`] where the processor does not separate
         /// them; then `EXEC_KERNEL` alone decides.
         const EXEC_USER = 8;
     }
@@ -206,6 +209,13 @@ pub trait NestedEntry {
     /// Whether user-mode and kernel-mode fetches are separate rights.
     fn separates_user_fetches(&self) -> bool;
 
+    /// The rights that a leaf of this state is sure to give: those of the state,
+    /// less what the format cannot promise beside them.
+    #[inline]
+    fn rights_of(&self, state: PageState) -> Access {
+        state.access(self.separates_user_fetches())
+    }
+
     /// Whether entries carry memory types. Where they do not, the processor
     /// applies the MTRRs itself.
     fn has_memory_types(&self) -> bool;
@@ -223,6 +233,8 @@ mod tests {
         MemoryType::Wp,
         MemoryType::Wb,
     ];
+
+    const USER_DATA: Access = Access::RW.union(Access::EXEC_USER);
 
     fn soft(state: u8, bounces: u8, code: bool) -> Soft {
         Soft {
@@ -267,21 +279,78 @@ mod tests {
 
     #[test]
     fn npt_bits_are_those_of_the_manual() {
+        let plain = NptFormat { gmet: false };
+        let gmet = NptFormat { gmet: true };
         let hpa = Hpa::new(0x0000_007f_c000_0000);
         let none = Soft::default();
-        assert_eq!(NptFormat.table(hpa), 0x0000_007f_c000_0027);
+        assert_eq!(plain.table(hpa), 0x0000_007f_c000_0027);
         assert_eq!(
-            NptFormat.leaf(hpa, Size2M, Access::RW, MemoryType::Uc, none),
+            plain.leaf(hpa, Size2M, Access::RW, MemoryType::Uc, none),
             0x8000_007f_c000_00e7
         );
         assert_eq!(
-            NptFormat.leaf(hpa, Size4K, Access::EXEC_KERNEL, MemoryType::Wb, none),
+            plain.leaf(hpa, Size4K, Access::EXEC_KERNEL, MemoryType::Wb, none),
             0x0000_007f_c000_0065
         );
         assert_eq!(
-            NptFormat.leaf(hpa, Size4K, Access::RW, MemoryType::Wb, soft(3, 0xff, true)),
+            plain.leaf(hpa, Size4K, Access::RW, MemoryType::Wb, soft(3, 0xff, true)),
             0x8ff0_007f_c000_0e67
         );
+        // Without the trap user execution alone is no right.
+        assert_eq!(
+            plain.leaf(hpa, Size4K, USER_DATA, MemoryType::Wb, none),
+            0x8000_007f_c000_0067
+        );
+        // With it U tells whose code a page may be; tables stay as they are.
+        assert_eq!(gmet.table(hpa), plain.table(hpa));
+        assert_eq!(
+            gmet.leaf(hpa, Size2M, USER_DATA, MemoryType::Wb, none),
+            0x0000_007f_c000_00e7
+        );
+        let rx = Access::READ | Access::EXEC_KERNEL;
+        for code in [rx, rx | Access::EXEC_USER] {
+            assert_eq!(
+                gmet.leaf(hpa, Size4K, code, MemoryType::Wb, none),
+                0x0000_007f_c000_0061
+            );
+        }
+        assert_eq!(
+            gmet.leaf(hpa, Size4K, Access::READ, MemoryType::Wb, none),
+            0x8000_007f_c000_0065
+        );
+        assert_eq!(
+            gmet.leaf(
+                hpa,
+                Size4K,
+                Access::all(),
+                MemoryType::Wb,
+                soft(3, 0, false)
+            ),
+            0x0000_007f_c000_0663
+        );
+        assert_eq!(
+            gmet.leaf(hpa, Size4K, Access::RW, MemoryType::Wb, none),
+            0x8000_007f_c000_0067
+        );
+    }
+
+    /// The states in both of AMD's ways: U, W and NX.
+    #[test]
+    fn npt_states_are_those_of_the_table() {
+        let hpa = Hpa::new(0x1000);
+        for (gmet, wanted) in [
+            (false, [0b111, 0b100, 0b101, 0b110]),
+            (true, [0b110, 0b000, 0b101, 0b010]),
+        ] {
+            let format = NptFormat { gmet };
+            for (bits, wanted) in (0..).zip(wanted) {
+                let state = PageState::from_bits(bits);
+                let rights = state.access(gmet);
+                let raw = format.leaf(hpa, Size4K, rights, MemoryType::Wb, soft(bits, 0, false));
+                let found = raw & 4 | raw & 2 | raw >> 63;
+                assert_eq!(found, wanted, "{state:?} {gmet}");
+            }
+        }
     }
 
     #[test]
@@ -290,9 +359,28 @@ mod tests {
         assert_eq!(eptp(Hpa::new(0x1234_5fff), true), 0x1234_505e);
     }
 
+    /// One right to fetch: the kernel's.
+    fn one_fetch(mut access: Access) -> Access {
+        access.set(Access::EXEC_USER, access.contains(Access::EXEC_KERNEL));
+        access
+    }
+
+    /// The kernel's right to fetch leaves nothing sure for the user.
+    fn either_fetch(mut access: Access) -> Access {
+        if access.contains(Access::EXEC_KERNEL) {
+            access.remove(Access::EXEC_USER);
+        }
+        access
+    }
+
     /// Every leaf that can be built: what the processor would call a
     /// misconfiguration is not among them, and it reads back as built.
-    fn each_leaf(format: &impl NestedEntry, check: impl Fn(u64, PageSize)) {
+    /// `said` is what the format makes of rights.
+    fn each_leaf(
+        format: &impl NestedEntry,
+        said: impl Fn(Access) -> Access,
+        check: impl Fn(u64, PageSize),
+    ) {
         for size in [Size4K, Size2M, Size1G] {
             for rights in 0..16 {
                 let access = Access::from_bits_truncate(rights);
@@ -305,13 +393,7 @@ mod tests {
                         );
                         let hpa = Hpa::new(0x000f_ffff_c000_0000);
                         let raw = format.leaf(hpa, size, access, mt, soft);
-                        let mut expected = access.legal();
-                        if !format.separates_user_fetches() {
-                            expected.remove(Access::EXEC_USER);
-                            if expected.contains(Access::EXEC_KERNEL) {
-                                expected.insert(Access::EXEC_USER);
-                            }
-                        }
+                        let expected = said(access.legal());
                         if access.is_empty() {
                             assert_eq!(raw, 0);
                             continue;
@@ -354,6 +436,10 @@ mod tests {
                 );
                 let raw = build(rights_of(old.state), mt, old);
                 assert_eq!(format.state(raw), old.state);
+                let Decoded::Leaf { access, .. } = format.decode(raw, 1) else {
+                    panic!("{raw:#x} is a leaf");
+                };
+                assert_eq!(format.rights_of(old.state), access);
                 assert_eq!(format.soft(raw), old);
                 for state in states {
                     let new = Soft { state, ..old };
@@ -364,7 +450,7 @@ mod tests {
                     );
                     // Compared as sets, rights say what a flush token needs.
                     let other = build(rights_of(state), mt, new);
-                    let (was, is) = (rights_of(old.state), rights_of(state));
+                    let (was, is) = (format.rights_of(old.state), format.rights_of(state));
                     let taken = format.rights(raw) & !format.rights(other) != 0;
                     assert_eq!(taken, !is.contains(was), "{:?} {state:?}", old.state);
                     assert_eq!(format.rights(raw) == format.rights(other), was == is);
@@ -392,13 +478,16 @@ mod tests {
         for mbec in [false, true] {
             shortcuts(&EptFormat { mbec });
         }
-        shortcuts(&NptFormat);
+        for gmet in [false, true] {
+            shortcuts(&NptFormat { gmet });
+        }
     }
 
     #[test]
     fn no_ept_misconfiguration_can_be_built() {
         for mbec in [false, true] {
-            each_leaf(&EptFormat { mbec }, |raw, size| {
+            let said = |access| if mbec { access } else { one_fetch(access) };
+            each_leaf(&EptFormat { mbec }, said, |raw, size| {
                 assert_eq!(raw & 1, 1, "{raw:#x}: a right without read");
                 assert!([0, 1, 4, 5, 6].contains(&(raw >> 3 & 7)));
                 assert_eq!(raw >> 7 & 1, u64::from(size != Size4K));
@@ -409,15 +498,29 @@ mod tests {
         }
     }
 
+    fn npt_leaf(raw: u64, size: PageSize) {
+        // Present, accessed and dirty; PAT index 0, not global.
+        assert_eq!(raw & 0x61, 0x61, "{raw:#x}");
+        assert_eq!(raw & 0x118, 0, "{raw:#x}");
+        assert_eq!(raw >> 7 & 1, u64::from(size != Size4K));
+        // Bits 60 to 62 could become a protection key.
+        assert_eq!(raw & 7 << 60, 0, "{raw:#x}");
+    }
+
     #[test]
     fn every_npt_leaf_is_a_user_page() {
-        each_leaf(&NptFormat, |raw, size| {
-            // Present, user, accessed and dirty; PAT index 0, not global.
-            assert_eq!(raw & 0x65, 0x65, "{raw:#x}");
-            assert_eq!(raw & 0x118, 0, "{raw:#x}");
-            assert_eq!(raw >> 7 & 1, u64::from(size != Size4K));
-            // Bits 60 to 62 could become a protection key.
-            assert_eq!(raw & 7 << 60, 0, "{raw:#x}");
+        each_leaf(&NptFormat { gmet: false }, one_fetch, |raw, size| {
+            npt_leaf(raw, size);
+            assert_eq!(raw & 4, 4, "{raw:#x}");
+        });
+    }
+
+    #[test]
+    fn with_the_trap_only_code_is_no_user_page() {
+        each_leaf(&NptFormat { gmet: true }, either_fetch, |raw, size| {
+            npt_leaf(raw, size);
+            // A page that is not the user's can be executed; none is without use.
+            assert!(raw & 4 != 0 || raw >> 63 == 0, "{raw:#x}");
         });
     }
 
@@ -425,16 +528,18 @@ mod tests {
     fn tables_and_absent_entries_are_told_apart() {
         let hpa = Hpa::new(0x1234_5000);
         let ept = EptFormat { mbec: true };
+        let npt = [false, true].map(|gmet| NptFormat { gmet });
         for level in 2..=4 {
             assert_eq!(ept.decode(ept.table(hpa), level), Decoded::Table(hpa));
-            assert_eq!(
-                NptFormat.decode(NptFormat.table(hpa), level),
-                Decoded::Table(hpa)
-            );
+            for npt in npt {
+                assert_eq!(npt.decode(npt.table(hpa), level), Decoded::Table(hpa));
+            }
         }
         for level in 1..=4 {
             assert_eq!(ept.decode(0x1234_5000 | 6 << 3, level), Decoded::Absent);
-            assert_eq!(NptFormat.decode(0x1234_5006, level), Decoded::Absent);
+            for npt in npt {
+                assert_eq!(npt.decode(0x1234_5006, level), Decoded::Absent);
+            }
         }
         // One right is enough to make an entry present; bit 10 is one with MBEC
         // only.
@@ -467,8 +572,10 @@ mod tests {
                     assert_eq!(ept.next_table(raw, level), answer);
                     let answer = next(plain.decode(raw, level));
                     assert_eq!(plain.next_table(raw, level), answer);
-                    let answer = next(NptFormat.decode(raw, level));
-                    assert_eq!(NptFormat.next_table(raw, level), answer);
+                    for npt in npt {
+                        let answer = next(npt.decode(raw, level));
+                        assert_eq!(npt.next_table(raw, level), answer);
+                    }
                 }
             }
         }

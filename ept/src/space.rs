@@ -296,7 +296,7 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     /// The rights of `state` in this format.
     #[must_use]
     pub fn rights(&self, state: PageState) -> Access {
-        state.access(self.format.separates_user_fetches())
+        self.format.rights_of(state)
     }
 
     /// Bytes of all tables in use.

@@ -15,6 +15,10 @@
 //! Between revoke and grant the page is in [`PageState::Stepping`], read-only
 //! for everyone: whoever faults on it meanwhile waits, serving requests.
 //!
+//! Where one bit of the leaf says whose code a page may be (AMD's guest mode execute
+//! trap), a page that is the kernel's may refuse user mode. Then it is not a right
+//! that is missing, and the page is turned for the user: [`on_user`].
+//!
 //! Pure; called in root mode. The state itself lives in the leaf
 //! ([`crate::entry::Soft`]).
 
@@ -56,7 +60,8 @@ impl PageState {
 
     /// The rights that the state gives in the shared tables.
     /// `separate_user` says that user-mode fetches are a right of their own
-    /// (MBEC); those are never our concern and stay allowed.
+    /// (MBEC, GMET); those are never our concern and stay allowed, where the format
+    /// can say so ([`crate::entry::NestedEntry::rights_of`]).
     #[must_use]
     pub const fn access(self, separate_user: bool) -> Access {
         let user = if separate_user {
@@ -182,6 +187,7 @@ const ADMIT_WRITE: &[Step] = &[
     Decide,
     Grant(Writable),
 ];
+const ADMIT_USER: &[Step] = ADMIT_WALK;
 const STEP_WRITE: &[Step] = &[
     Revoke(Stepping),
     Acknowledge,
@@ -235,6 +241,52 @@ pub const fn on_write(state: PageState, facts: WriteFacts) -> Plan {
         (ADMIT_WRITE, Count::Add)
     };
     Plan::Run { steps, count }
+}
+
+/// Whether a page of this state may refuse an access with user rights for no other
+/// reason than that it is the kernel's (GMET). `stored` says that an instruction
+/// wanted to write: code refuses that to everybody, and [`on_write`] answers it.
+#[must_use]
+pub const fn is_closed_to_user(state: PageState, stored: bool) -> bool {
+    match state {
+        Writable | Stepping => false,
+        Executable => !stored,
+        Exempt => true,
+    }
+}
+
+/// User mode, or a walk of the guest's page tables, was refused by a page that is
+/// the kernel's (see [`is_closed_to_user`]): it becomes a page of data, which user
+/// mode may execute and the kernel may not. The kernel's next fetch is looked at
+/// again, so the page gets no second right on the way. `step` asks to let the one
+/// instruction pass and to leave the page what it is: a module's code stays
+/// watched for every write.
+#[must_use]
+pub const fn on_user(state: PageState, step: bool) -> Plan {
+    match state {
+        Executable if step => Plan::Run {
+            steps: STEP_WRITE,
+            count: Count::Keep,
+        },
+        Executable | Exempt => Plan::Run {
+            steps: ADMIT_USER,
+            count: Count::Keep,
+        },
+        Writable => Plan::Retry,
+        Stepping => Plan::Wait,
+    }
+}
+
+/// The rights that a stepped instruction gets to a page on its private path.
+/// `own_page` says that it lies in that page, `user` that it is one of user mode
+/// whose page must be the user's (GMET).
+#[must_use]
+pub const fn stepped_access(own_page: bool, user: bool) -> Access {
+    match (own_page, user) {
+        (false, _) => Access::RW,
+        (true, false) => Access::all(),
+        (true, true) => Access::RW.union(Access::EXEC_USER),
+    }
 }
 
 /// An exempt page is to be watched again (from a timer or a request): it is

@@ -629,7 +629,12 @@ fn nested(
             };
             Space::new(format, pool, mtrr, bits, leaf_1g).map(Nested::Ept)
         }
-        Vendor::Amd => Space::new(NptFormat, pool, mtrr, bits, leaf_1g).map(Nested::Npt),
+        Vendor::Amd => {
+            let format = NptFormat {
+                gmet: probe.features.mbec,
+            };
+            Space::new(format, pool, mtrr, bits, leaf_1g).map(Nested::Npt)
+        }
     };
     let space: &'static Nested = slot.insert(empty.map_err(|_| StartError::Tables)?);
     for range in ram.iter() {

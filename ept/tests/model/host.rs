@@ -142,7 +142,7 @@ fn where_entries_have_no_type_a_device_splits_nothing() {
     let mtrr = mtrr(40, 16 * GB);
     assert!(mtrr.write(MSR_PHYS_BASE0 + 2, 3 * GB));
     assert!(mtrr.write(MSR_PHYS_BASE0 + 3, ((1 << 40) - 4096) | 0x800));
-    let (space, _) = space(NptFormat, mtrr, 16);
+    let (space, _) = space(NptFormat { gmet: false }, mtrr, 16);
     let leaf = space.ensure(Gpa::new(3 * GB)).unwrap();
     assert_eq!((leaf.size, leaf.mt), (PageSize::Size1G, MemoryType::Wb));
     let done = space.retype(Gpa::new(0)..space.limit());

@@ -152,7 +152,9 @@ fn a_slot_changes_what_the_space_would() {
         for mbec in [false, true] {
             twins(EptFormat { mbec }, seed);
         }
-        twins(NptFormat, seed);
+        for gmet in [false, true] {
+            twins(NptFormat { gmet }, seed);
+        }
     }
 }
 

@@ -135,7 +135,7 @@ fn all_widths_are_covered_to_their_end() {
         let (base, tables) = memory.add(TABLES_AT, 16);
         let chunks: [(Hpa, &[Table]); 1] = [(base, tables)];
         let pool = Pool::new(&chunks).unwrap();
-        let space = Space::new(NptFormat, pool, &mtrr, phys_bits, true).unwrap();
+        let space = Space::new(NptFormat { gmet: false }, pool, &mtrr, phys_bits, true).unwrap();
         let reach = phys_bits.min(48);
         for gpa in [
             (1_u64 << reach) - 1,
@@ -397,7 +397,7 @@ fn exhaustion_changes_nothing_and_leaves_a_way_on() {
     }
     let empty = Pool::new(&[]).unwrap();
     assert!(matches!(
-        Space::new(NptFormat, empty, &mtrr, 36, true),
+        Space::new(NptFormat { gmet: true }, empty, &mtrr, 36, true),
         Err(MapError::PoolExhausted)
     ));
 }
@@ -437,20 +437,41 @@ fn page_of(leaf: &Leaf, gpa: Gpa) -> Page {
 }
 
 /// The rights as the format can express them.
-fn expressed<F: NestedEntry>(format: &F, mut access: Access) -> Access {
+fn expressed<F: Format>(format: &F, mut access: Access) -> Access {
     if !access.is_empty() {
         access |= Access::READ;
     }
     if !format.separates_user_fetches() {
         access.set(Access::EXEC_USER, access.contains(Access::EXEC_KERNEL));
     }
+    if format.has_one_owner() && access.contains(Access::EXEC_KERNEL) {
+        access.remove(Access::EXEC_USER);
+    }
     access
+}
+
+/// A format, with what the model must know of it.
+trait Format: NestedEntry + Copy {
+    /// One bit says whether the kernel or user mode may execute.
+    fn has_one_owner(&self) -> bool;
+}
+
+impl Format for EptFormat {
+    fn has_one_owner(&self) -> bool {
+        false
+    }
+}
+
+impl Format for NptFormat {
+    fn has_one_owner(&self) -> bool {
+        self.gmet
+    }
 }
 
 /// Random operations; after each, all pages that were ever named are what the
 /// map says and the token is strict enough for what changed; in the end the
 /// counters are what a count says.
-fn random_operations<F: NestedEntry + Copy>(
+fn random_operations<F: Format>(
     format: F,
     seed: u64,
     check: impl Fn(&Space<'_, F>, &Memory<'_>, Gpa),
@@ -565,6 +586,15 @@ fn behaves_like_a_plain_map_of_pages() {
                 assert!(seen.bytes == 4096 || !seen.rights.contains(Access::EXEC_KERNEL));
             });
         }
-        random_operations(NptFormat, seed, |_, _, _| {});
+        for gmet in [false, true] {
+            random_operations(NptFormat { gmet }, seed, |space, _, gpa| {
+                let leaf = space.lookup(gpa).unwrap();
+                let exempt = leaf.soft.state == PageState::Exempt;
+                assert!(exempt || !leaf.access.is_writable_and_executable());
+                assert!(
+                    leaf.size == PageSize::Size4K || !leaf.access.contains(Access::EXEC_KERNEL)
+                );
+            });
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use ept::entry::Access;
 use ept::wx::{
-    Count, PageState, Plan, STEP_AFTER, Step, TURN_AFTER, WriteFacts, cooled, on_fetch, on_review,
-    on_write,
+    Count, PageState, Plan, STEP_AFTER, Step, TURN_AFTER, WriteFacts, cooled, is_closed_to_user,
+    on_fetch, on_review, on_user, on_write, stepped_access,
 };
 
 const STATES: [PageState; 4] = [
@@ -45,6 +45,16 @@ fn plans() -> Vec<(PageState, Plan, Option<WriteFacts>)> {
         plans.push((state, on_review(state), None));
         for facts in writes() {
             plans.push((state, on_write(state, facts), Some(facts)));
+        }
+        for can_step in [false, true] {
+            // What is not stepped over stores nothing that would be recorded, like a
+            // walk.
+            let facts = WriteFacts {
+                page_walk: !can_step,
+                can_step,
+                ..WriteFacts::default()
+            };
+            plans.push((state, on_user(state, can_step), Some(facts)));
         }
     }
     plans
@@ -262,4 +272,40 @@ fn states_survive_their_two_bits() {
         assert_eq!(PageState::from_bits(state.bits() | 0xfc), state);
     }
     assert_eq!(PageState::default(), PageState::Writable);
+}
+
+/// A page is closed to user mode only where it is the kernel's, and opens for it.
+#[test]
+fn a_page_that_user_mode_is_refused_becomes_the_users() {
+    for (state, closed) in STATES.into_iter().zip([false, true, false, true]) {
+        assert_eq!(is_closed_to_user(state, false), closed, "{state:?}");
+        let closed_to_store = closed && state != PageState::Executable;
+        assert_eq!(is_closed_to_user(state, true), closed_to_store);
+        for step in [false, true] {
+            let Plan::Run { steps, count } = on_user(state, step) else {
+                assert!(!closed);
+                continue;
+            };
+            assert!(closed);
+            assert_eq!(count, Count::Keep);
+            // Only code that is somebody's is worth a step; it stays code.
+            let steps_over = step && state == PageState::Executable;
+            assert_eq!(steps.contains(&Step::StepPrivately), steps_over);
+            let last = if steps_over {
+                PageState::Executable
+            } else {
+                PageState::Writable
+            };
+            assert_eq!(steps.last(), Some(&Step::Grant(last)));
+        }
+    }
+    assert_eq!(on_user(PageState::Writable, true), Plan::Retry);
+    assert_eq!(on_user(PageState::Stepping, true), Plan::Wait);
+    for user in [false, true] {
+        assert_eq!(stepped_access(false, user), Access::RW);
+    }
+    assert!(stepped_access(true, false).is_writable_and_executable());
+    let user = stepped_access(true, true);
+    assert!(user.contains(Access::RW | Access::EXEC_USER));
+    assert!(!user.contains(Access::EXEC_KERNEL));
 }
