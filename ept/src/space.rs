@@ -484,11 +484,25 @@ impl<'a, F: NestedEntry> Space<'a, F> {
     /// [`MapError::PoolExhausted`], [`MapError::OutOfReach`] if `gpa` is not
     /// mapped and cannot be.
     pub fn exempt_whole(&self, gpa: Gpa) -> Result<Change, MapError> {
+        self.give_whole(gpa, Access::all())
+    }
+
+    /// The same once a processor's guest mode execute trap has been switched off:
+    /// every access is the user's again, so the leaf must be the user's, whose right
+    /// to fetch is the kernel's then. Only for the format with that trap.
+    ///
+    /// # Errors
+    /// As [`Self::exempt_whole`].
+    pub fn exempt_untrapped(&self, gpa: Gpa) -> Result<Change, MapError> {
+        self.give_whole(gpa, Access::RW | Access::EXEC_USER)
+    }
+
+    fn give_whole(&self, gpa: Gpa, access: Access) -> Result<Change, MapError> {
         let _ = self.ensure(gpa)?;
         let slot = self.walk(gpa)?;
         let old = slot.leaf.ok_or(MapError::PoolExhausted)?;
         let new = Leaf {
-            access: Access::all(),
+            access,
             soft: Soft {
                 state: PageState::Exempt,
                 ..old.soft

@@ -37,7 +37,8 @@ pub enum Vendor {
 pub struct Features {
     /// Whose virtualization it is.
     pub vendor: Vendor,
-    /// User-mode and kernel-mode fetches are separate rights.
+    /// User-mode and kernel-mode fetches are separate rights: mode-based execute
+    /// control, or the guest mode execute trap (see [`Self::one_owner`]).
     pub mbec: bool,
     /// There is an exit after one instruction that the guest cannot notice; else
     /// the trap flag is borrowed.
@@ -50,6 +51,19 @@ pub struct Features {
     pub next_rip: bool,
     /// Exits save operands and bytes of instructions (AMD).
     pub decode_assists: bool,
+}
+
+impl Features {
+    /// User-mode and kernel-mode fetches are told apart by AMD's guest mode execute
+    /// trap. It differs from Intel's control in two ways: the privilege level of a
+    /// fetch decides, where Intel asks whether the linear address is user mode's;
+    /// and a leaf is user mode's or the kernel's, so that one may be refused for no
+    /// other reason than that the page is the other's.
+    #[inline]
+    #[must_use]
+    pub const fn one_owner(&self) -> bool {
+        self.mbec && matches!(self.vendor, Vendor::Amd)
+    }
 }
 
 /// The guest's registers as far as a decision or a finding needs them.
@@ -109,6 +123,10 @@ pub trait Backend {
 
     /// Runs this core on the shared tables from the next entry on.
     fn use_shared(core: &Core);
+
+    /// Pages are no longer watched: what refuses accesses beside the leaves' own
+    /// rights ends on this core, from the next entry on.
+    fn stop_trapping(core: &Core);
 
     /// Arms an exit after the next instruction.
     fn arm_step(core: &Core);

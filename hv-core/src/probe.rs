@@ -14,7 +14,8 @@ use crate::{instr, svm, vmx};
 pub struct Pretend {
     /// As if there were no monitor trap flag.
     pub no_mtf: bool,
-    /// As if there were no mode-based execute control.
+    /// As if there were no mode-based execute control. AMD's counterpart is
+    /// [`svm::caps::Pretend::no_gmet`]; who wants neither says both.
     pub no_mbec: bool,
     /// The same for AMD's abilities.
     pub svm: svm::caps::Pretend,

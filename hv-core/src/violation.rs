@@ -7,6 +7,13 @@
 //! or the opposite right is given. The one write that needs none of it is a
 //! simple store that is carried out here: what it stores is reported first.
 //!
+//! Which fetches are the kernel's, the processor says. With Intel's mode-based
+//! execute control the linear address decides, and [`Violation::cpl`] stands for
+//! it; with AMD's guest mode execute trap it is the privilege level itself, so that
+//! the kernel is seen when it runs a page of user mode's. There a page is user
+//! mode's or the kernel's ([`Features::one_owner`](crate::backend::Features)), and
+//! one that refuses user mode for that alone is turned for it.
+//!
 //! The facts of a finding ([`Fault`]) are many; they are collected when one is
 //! about to be reported, not at every turn of a page.
 
@@ -56,6 +63,9 @@ pub struct Violation {
     pub fetch: bool,
     /// An access to the guest's page tables during a walk.
     pub page_walk: bool,
+    /// An access with user rights was refused by a leaf that was there. Told with
+    /// AMD's guest mode execute trap only.
+    pub user: bool,
     /// The access was made by the delivery of an event, not by the instruction.
     pub delivering: bool,
     /// Current privilege level.
@@ -145,6 +155,7 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
             },
         };
         if self.hypervisor.abandoned.load(Ordering::Acquire) {
+            B::stop_trapping(self.core);
             exempt::<B>(self.core, self.space, self.violation.gpa);
             return true;
         }
@@ -183,7 +194,12 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
     }
 
     fn plan(&self, soft: Soft, access: Access) -> Plan {
-        if self.violation.fetch {
+        if self.is_closed_to_user(soft.state) {
+            // A module's code is not opened for writes behind its back; but the
+            // processor's walks are no instruction's.
+            let watched = soft.state == PageState::Executable && !self.violation.page_walk;
+            wx::on_user(soft.state, watched && self.can_step() && self.is_module())
+        } else if self.violation.fetch {
             if self.permits_fetch(access) {
                 Plan::Retry
             } else {
@@ -215,6 +231,19 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
         }
     }
 
+    /// Whether the page refused user mode for no other reason than that it is the
+    /// kernel's.
+    fn is_closed_to_user(&self, state: PageState) -> bool {
+        let violation = self.violation;
+        violation.user && wx::is_closed_to_user(state, violation.write && !violation.page_walk)
+    }
+
+    /// Whether one instruction can be stepped over. The trap flag is of no use in
+    /// the delivery of an event, which clears it.
+    fn can_step(&self) -> bool {
+        self.hypervisor.features.mtf || !self.violation.delivering
+    }
+
     /// With separate user rights a user-mode fetch is refused only from a page
     /// that is being stepped over.
     fn permits_fetch(&self, access: Access) -> bool {
@@ -231,8 +260,7 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
         // Each write to a module's code is seen on its own: only so are the bytes
         // that it leaves known at once.
         let module = self.is_module();
-        // The trap flag is of no use in the delivery of an event, which clears it.
-        let can_step = self.hypervisor.features.mtf || !self.violation.delivering;
+        let can_step = self.can_step();
         WriteFacts {
             page_walk: self.violation.page_walk,
             same_page: (module && can_step || self.is_own_page())
@@ -408,6 +436,12 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
                 Step::Revoke(state) => {
                     if self.turn(page, state, bounces, soft).is_err() {
                         Counters::bump(&self.core.counters().exhausted);
+                        if self.violation.user && soft.state == PageState::Exempt {
+                            // A large leaf that must serve the kernel and user mode
+                            // both, and no table is left to split it: with the trap
+                            // on the two could take it from each other for ever.
+                            self.hypervisor.abandon();
+                        }
                         exempt::<B>(self.core, self.space, page);
                         return;
                     }
@@ -571,11 +605,16 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
                     return true;
                 }
             }
-        } else if self.violation.fetch && !self.permits_fetch(access) {
+        } else if self.violation.fetch
+            && !self.is_closed_to_user(soft.state)
+            && !self.permits_fetch(access)
+        {
             if let Plan::Run { steps, count } = wx::on_fetch(soft.state) {
                 self.run(None, soft, steps, count.apply(soft.bounces));
             }
-        } else if self.violation.write && soft.state == PageState::Executable {
+        } else if self.violation.write && soft.state == PageState::Executable
+            || self.is_closed_to_user(soft.state)
+        {
             let bounces = soft.bounces;
             if self.turn(page, PageState::Stepping, bounces, soft).is_err() {
                 give_up_step_armed::<B>(core, self.space);
@@ -679,8 +718,15 @@ fn offset_of(gpa: Gpa) -> u16 {
 
 /// The page cannot be watched: all rights, and counted.
 fn exempt<B: Backend>(core: &Core, space: &Nested<B>, gpa: Gpa) {
+    let hypervisor = core.hypervisor();
     Counters::bump(&core.counters().exempted);
-    match space.exempt_whole(gpa) {
+    let untrapped = hypervisor.features.one_owner() && hypervisor.abandoned.load(Ordering::Acquire);
+    let changed = if untrapped {
+        space.exempt_untrapped(gpa)
+    } else {
+        space.exempt_whole(gpa)
+    };
+    match changed {
         Ok(change) if change.flush.needs_acknowledgement() => shootdown::revoke(core),
         Ok(_) => {}
         Err(MapError::PoolExhausted | MapError::OutOfReach | MapError::WriteAndExecute) => {
@@ -693,6 +739,7 @@ fn exempt<B: Backend>(core: &Core, space: &Nested<B>, gpa: Gpa) {
 /// is the page's slot when there is but one.
 fn build_path<B: Backend>(core: &Core, space: &Nested<B>, only: Option<&Slot<'_, B>>) -> bool {
     let step = &core.state.step;
+    let one_owner = core.hypervisor().features.one_owner();
     let none = (Gpa::new(0), Access::empty());
     let mut pages = [none; MAX_PAGES];
     let mut count = 0;
@@ -700,11 +747,8 @@ fn build_path<B: Backend>(core: &Core, space: &Nested<B>, only: Option<&Slot<'_,
         let Some(page) = page.get() else {
             return false;
         };
-        let access = if page.own_page {
-            Access::all()
-        } else {
-            Access::RW
-        };
+        let user = one_owner && page.fault.cpl == 3;
+        let access = wx::stepped_access(page.own_page, user);
         *slot = (page.gpa, access);
         count += 1;
     }

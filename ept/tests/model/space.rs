@@ -419,6 +419,30 @@ fn splits_leave_the_reserve_and_fills_take_the_last_table() {
     }
 }
 
+/// What is left of a machine that stops watching with the guest mode execute trap:
+/// leaves are made user mode's as they stand, whatever their size.
+#[test]
+fn a_leaf_that_is_given_up_untrapped_is_user_modes() {
+    let mtrr = mtrr();
+    let (space, _) = space(NptFormat { gmet: true }, &mtrr, 64, false);
+    let code = Gpa::new(4 * GB + 0x3000);
+    let soft = Soft {
+        state: PageState::Executable,
+        ..Soft::default()
+    };
+    let _ = space.set_state(code, soft).unwrap();
+    let large = Gpa::new(4 * GB + 4 * MB);
+    assert_eq!(space.exempt_whole(large).unwrap().flush, Flush::Revoked);
+    for (gpa, size) in [(code, PageSize::Size4K), (large, PageSize::Size2M)] {
+        let change = space.exempt_untrapped(gpa).unwrap();
+        assert_eq!(change.flush, Flush::Revoked, "the kernel's fetch is gone");
+        let leaf = space.lookup(gpa).unwrap();
+        assert_eq!((leaf.size, leaf.soft.state), (size, PageState::Exempt));
+        assert_eq!(leaf.access, Access::RW | Access::EXEC_USER);
+    }
+    assert_eq!(space.count_pages(), recount(&space));
+}
+
 /// What a page should be, kept in the plainest way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Page {

@@ -5,6 +5,7 @@
 //! SVM" and "SVM Related MSRs", and vol. 3, appendix E, "Obtaining Processor
 //! Information Via the CPUID Instruction".
 
+use super::fields::nested;
 use crate::error::StartError;
 
 /// The raw CPUID answers and MSRs of one core. What does not exist there is 0.
@@ -71,7 +72,8 @@ pub struct Controls {
     pub flush_by_asid: bool,
     /// Clean bits are looked at.
     pub vmcb_clean: bool,
-    /// Guest mode execute trap: a leaf can permit fetches to user mode only.
+    /// Guest mode execute trap: a leaf can permit fetches to user mode only. Used
+    /// where CPUID shows it; no emulator has it, so it is untested.
     pub gmet: bool,
     /// 1 GB leaves may be used.
     pub npt_1g: bool,
@@ -84,6 +86,14 @@ pub struct Controls {
     /// The bit of a physical address that asks for encryption, when memory
     /// encryption is on.
     pub c_bit: Option<u8>,
+}
+
+impl Controls {
+    /// The word at 090H of the control block to run with.
+    #[must_use]
+    pub const fn nested_control(&self) -> u64 {
+        nested::NP_ENABLE | if self.gmet { nested::GMET } else { 0 }
+    }
 }
 
 // Fn0000_0007_ECX.
@@ -410,6 +420,28 @@ mod tests {
             },
         ] {
             assert!(controls(&raw, Pretend::default()).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_trap_is_on_where_it_is_shown_and_wanted() {
+        for (shown, no_gmet, word) in [
+            (false, false, 1),
+            (false, true, 1),
+            (true, false, 9),
+            (true, true, 1),
+        ] {
+            let raw = Raw {
+                fn8000_000a_edx: if shown { 1 | 1 << 17 } else { !(1 << 17) },
+                ..rome()
+            };
+            let pretend = Pretend {
+                no_gmet,
+                ..Pretend::default()
+            };
+            let controls = controls(&raw, pretend).unwrap();
+            assert_eq!(controls.gmet, word == 9);
+            assert_eq!(controls.nested_control(), word, "{shown} {no_gmet}");
         }
     }
 

@@ -448,6 +448,7 @@ pub const fn decode_violation(exit_info1: u64, exit_info2: u64) -> Violation {
         write: fault.write,
         fetch: fault.fetch,
         page_walk: fault.page_walk,
+        user: false,
         delivering: false,
         cpl: 0,
         rip: Gva::new(0),
@@ -457,13 +458,16 @@ pub const fn decode_violation(exit_info1: u64, exit_info2: u64) -> Violation {
 fn nested_page_fault(core: &Core, registers: &GuestRegisters) {
     let vmcb = vmcb(core);
     let guest_rip = vmcb.state.rip.get().wrapping_add(vcpu::code_base(core));
+    let fault = npf::decode(vmcb.control.exit_info1.get());
+    let cpl = Svm::cpl(core);
     let mut violation = Violation {
         delivering: Svm::delivering(core),
-        cpl: Svm::cpl(core),
+        cpl,
+        user: core.hypervisor().svm.controls.gmet && fault.is_users(cpl),
         rip: Gva::new(guest_rip),
         ..decode_violation(vmcb.control.exit_info1.get(), vmcb.control.exit_info2.get())
     };
-    if npf::decode(vmcb.control.exit_info1.get()).reserved {
+    if fault.reserved {
         exit::misconfiguration::<Svm>(core, violation.gpa);
         return;
     }

@@ -4,6 +4,8 @@ pub mod caps;
 pub mod entry;
 pub mod exit;
 pub mod fields;
+#[cfg(test)]
+mod gmet;
 pub mod interrupted;
 pub mod launch;
 pub mod leave;

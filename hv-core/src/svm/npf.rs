@@ -22,7 +22,8 @@ pub struct Npf {
     /// The access was made with user rights. All are, but with the guest mode
     /// execute trap those of the guest's supervisor are not; as some processors
     /// err there, the guest's privilege level is the better witness (AMD APM
-    /// vol. 2, "Guest Mode Execute Trap Extension").
+    /// vol. 2, "Guest Mode Execute Trap Extension"): see
+    /// [`Self::is_users`].
     pub user: bool,
     /// A reserved bit was set in an entry: the tables are broken.
     pub reserved: bool,
@@ -32,6 +33,20 @@ pub struct Npf {
     pub page_walk: bool,
     /// The reverse map table forbids the access.
     pub reverse_map: bool,
+}
+
+impl Npf {
+    /// With the guest mode execute trap: whether a leaf that was there refused an
+    /// access with user rights, made at privilege level `cpl`.
+    ///
+    /// A fetch has the rights of its privilege level, whatever the linear address.
+    /// A walk of the guest's tables is the user's at any level. For data the
+    /// processor's word is taken as well: a page refuses the supervisor no data
+    /// that its other bits allow, so too much said does no harm where this is asked.
+    #[must_use]
+    pub const fn is_users(self, cpl: u8) -> bool {
+        self.present && (self.page_walk || cpl == 3 || self.user && !self.fetch)
+    }
 }
 
 const PRESENT: u64 = 1;

@@ -30,7 +30,7 @@ pub unsafe fn probe(pretend: Pretend) -> Result<Probe, StartError> {
     Ok(Probe {
         features: Features {
             vendor: Vendor::Amd,
-            mbec: false,
+            mbec: controls.gmet,
             mtf: false,
             leaf_1g: controls.npt_1g,
             flush_one: controls.flush_by_asid,

@@ -129,7 +129,8 @@ fn controls(vmcb: &Vmcb, hypervisor: &Hypervisor) {
     control.intercept_exceptions.set(0);
     control.msrpm_base_pa.set(hypervisor.msr_bitmap.as_u64());
     control.guest_asid.set(ASID);
-    control.nested_control.set(nested::NP_ENABLE);
+    let abilities = &hypervisor.svm.controls;
+    control.nested_control.set(abilities.nested_control());
     control.n_cr3.set(hypervisor.svm.n_cr3);
     control.interrupt_shadow.set(0);
     control.event_inj.set(0);
@@ -262,6 +263,16 @@ impl Backend for Svm {
         vmcb(core).control.n_cr3.set(core.hypervisor().svm.n_cr3);
         // The path's translations have the same ASID.
         invalidate(core);
+    }
+
+    /// Without the guest mode execute trap all accesses are the user's.
+    fn stop_trapping(core: &Core) {
+        let word = &vmcb(core).control.nested_control;
+        if word.get() & nested::GMET != 0 {
+            word.set(word.get() & !nested::GMET);
+            // What was cached was judged with it.
+            invalidate(core);
+        }
     }
 
     /// The trap flag is borrowed. The interrupt shadow and RFLAGS.IF are cleared for

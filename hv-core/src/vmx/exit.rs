@@ -538,6 +538,7 @@ pub const fn decode_violation(qualification: u64, gpa: u64, gla: u64) -> Violati
         write: qualification & 1 << 1 != 0,
         fetch: qualification & 1 << 2 != 0,
         page_walk: !linear || qualification & 1 << 8 == 0,
+        user: false,
         delivering: false,
         cpl: 0,
         rip: Gva::new(0),

@@ -439,6 +439,9 @@ impl Backend for Vmx {
     }
 
     #[inline]
+    /// Every refusal is a leaf's own.
+    fn stop_trapping(_: &Core) {}
+
     fn use_shared(core: &Core) {
         write(control::EPTP_FULL, core.hypervisor().vmx.eptp);
     }
