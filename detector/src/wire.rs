@@ -354,7 +354,8 @@ bitflags::bitflags! {
     pub struct StartFlags: u64 {
         /// Pretend that there is no monitor trap flag.
         const NO_MTF = 1 << 0;
-        /// Pretend that there is no mode-based execute control.
+        /// Pretend that there is no mode-based execute control, and on AMD no guest
+        /// mode execute trap, which can be switched off with this.
         const NO_MBEC = 1 << 1;
         /// Pretend that the next instruction's address is not saved (AMD).
         const NO_NEXT_RIP = 1 << 2;
@@ -409,7 +410,8 @@ bitflags::bitflags! {
     /// What is not covered, and why.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Gaps: u64 {
-        /// No mode-based execution: pages that user mode executes get no verdict.
+        /// No mode-based execution (MBEC, GMET): pages that user mode executes get no
+        /// verdict.
         const USER_PAGES = 1 << 0;
         /// Nested tables ran out; some pages keep both rights.
         const TABLES_EXHAUSTED = 1 << 1;
@@ -430,6 +432,10 @@ bitflags::bitflags! {
         /// locked with VMX allowed, so the start did that; it stays so until the
         /// machine restarts.
         const FIRMWARE_LOCKED = 1 << 0;
+        /// AMD's guest mode execute trap is in use ([`Features::MBEC`]). No emulator
+        /// has it, so it is untested on hardware and off it;
+        /// [`StartFlags::NO_MBEC`] starts without.
+        const GMET_UNTESTED = 1 << 1;
     }
 }
 

@@ -43,12 +43,14 @@ impl Machine {
         flags: StartFlags,
         snapshot: &[u8],
     ) -> Result<Self, Failure> {
+        let no_mbec = flags.contains(StartFlags::NO_MBEC);
         let pretend = Pretend {
             no_mtf: flags.contains(StartFlags::NO_MTF),
-            no_mbec: flags.contains(StartFlags::NO_MBEC),
+            no_mbec,
             svm: svm::caps::Pretend {
                 no_nrip: flags.contains(StartFlags::NO_NEXT_RIP),
                 no_flush_by_asid: flags.contains(StartFlags::NO_FLUSH_BY_ASID),
+                no_gmet: no_mbec,
                 ..svm::caps::Pretend::default()
             },
         };
@@ -160,6 +162,7 @@ impl Machine {
         reply.gaps = gaps.bits();
         let mut notes = Notes::empty();
         notes.set(Notes::FIRMWARE_LOCKED, status.firmware_locked);
+        notes.set(Notes::GMET_UNTESTED, can.one_owner());
         reply.notes = notes.bits();
         reply.exits = status.totals.exits;
         reply.exits_other = status.totals.unknown;

@@ -71,7 +71,8 @@ pub(crate) struct Start {
     /// Pretend that the processor has no monitor trap flag
     #[arg(long, hide = true)]
     pub(crate) no_mtf: bool,
-    /// Pretend that the processor has no mode-based execute control
+    /// Pretend that the processor has no mode-based execute control (Intel) and no guest mode
+    /// execute trap (AMD)
     #[arg(long, hide = true)]
     pub(crate) no_mbec: bool,
     /// Pretend that the processor does not save the next instruction's address

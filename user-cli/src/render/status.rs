@@ -39,7 +39,7 @@ pub(crate) struct Status {
     address_bits: u32,
     started: Option<String>,
     driver: String,
-    /// What the start changed about the machine.
+    /// What the start changed about the machine, and what it uses untested.
     notes: Vec<&'static str>,
 }
 
@@ -131,12 +131,19 @@ const GAPS: [(Gaps, &str, &str); 5] = [
     ),
 ];
 
-const NOTES: [(Notes, &str, &str); 1] = [(
-    Notes::FIRMWARE_LOCKED,
-    "firmware-locked",
-    "the firmware had left VT-x unlocked (IA32_FEATURE_CONTROL): it was allowed and locked, until \
-     the machine restarts",
-)];
+const NOTES: [(Notes, &str, &str); 2] = [
+    (
+        Notes::FIRMWARE_LOCKED,
+        "firmware-locked",
+        "the firmware had left VT-x unlocked (IA32_FEATURE_CONTROL): it was allowed and locked, \
+         until the machine restarts",
+    ),
+    (
+        Notes::GMET_UNTESTED,
+        "gmet-untested",
+        "GMET is used; untested on hardware (`hvdetect start --no-mbec` does without)",
+    ),
+];
 
 impl Status {
     pub(crate) fn new(reply: &StatusReply, driver: [u16; 3]) -> Status {
@@ -405,6 +412,24 @@ pub(crate) mod tests {
             status.text(Paint(false)),
             include_str!("../snapshots/status.txt")
         );
+    }
+
+    #[test]
+    fn a_trap_that_nobody_has_tested_is_said_so() {
+        let mut reply = monitoring();
+        reply.vendor = Vendor::Amd as u32;
+        reply.features = (Features::NESTED_PAGING | Features::MBEC).bits();
+        reply.gaps = 0;
+        for (notes, said) in [(Notes::empty(), false), (Notes::GMET_UNTESTED, true)] {
+            reply.notes = notes.bits();
+            let status = Status::new(&reply, [0; 3]);
+            let object: Value = serde_json::from_str(&status.json()).unwrap();
+            let names: &[&str] = if said { &["gmet-untested"] } else { &[] };
+            assert_eq!(object["notes"], serde_json::json!(names));
+            assert_eq!(object["coverage"], "full", "a note is no gap");
+            let text = status.text(Paint(false));
+            assert_eq!(text.contains("GMET is used; untested on hardware"), said);
+        }
     }
 
     #[test]
