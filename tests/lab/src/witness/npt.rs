@@ -3,10 +3,11 @@
 //! tables).
 //!
 //! Every access of the guest is a user access here, so U must be set on the whole
-//! way; "no execute" takes the right from kernel and user alike. PWT, PCD and PAT
-//! choose an entry of the host's PAT, and 0 is write-back: what the guest's PAT and
-//! the MTRRs say of the page then decides alone, so a leaf that chooses another one
-//! is malformed.
+//! way; "no execute" takes the right from kernel and user alike. (The guest mode
+//! execute trap would make an exception of code; no emulator has it.) PWT, PCD and
+//! PAT choose an entry of the host's PAT, and 0 is write-back: what the guest's PAT
+//! and the MTRRs say of the page then decides alone, so a leaf that chooses another
+//! one is malformed.
 
 use super::checkpoint::Checkpoint;
 use super::nested::{Leaf, PAGE, Space, address_mask};
