@@ -6,7 +6,7 @@
 
 use core::cell::Cell;
 
-use ept::addr::Gpa;
+use ept::addr::{Gpa, Gva};
 
 use crate::monitor::Fault;
 
@@ -44,6 +44,9 @@ pub struct StepState {
     /// stepped without another look. If it has become one meanwhile, stepping is
     /// right as well. 0 for none.
     pub no_store: Cell<u64>,
+    /// The last write that was reported: its instruction, its physical and its linear
+    /// address (AMD).
+    pub written: Cell<Option<(u64, u64, Gva)>>,
     /// The shared tables have changed since the private path was built.
     pub stale: Cell<bool>,
     /// RFLAGS as the guest had them when the step began.

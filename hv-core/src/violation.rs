@@ -36,7 +36,7 @@ use crate::monitor::{Crossing, Difference, Fault, PageRole};
 use crate::percpu::Core;
 use crate::seeded::{self, Planted};
 use crate::shootdown;
-use crate::step::{MAX_PAGES, StepPage, WINDOW};
+use crate::step::{MAX_PAGES, StepPage, StepState, WINDOW};
 
 /// The shared tables in the backend's format.
 type Nested<B> = Space<'static, <B as Backend>::Format>;
@@ -307,23 +307,6 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
         GuestMemory::new(self.core, fault.paging, fault.cr3)
     }
 
-    /// The linear address that the instruction has faulted at, where the processor
-    /// tells only the physical one.
-    fn written(&self, fault: &Fault, memory: &GuestMemory<'_>) -> Option<Gva> {
-        let mut bytes = [0; 15];
-        let here = memory.translate_code(fault.rip)?;
-        let count = memory.code(fault.rip, &here, &mut bytes);
-        let code = bytes.get(..count).unwrap_or(&[]);
-        let found = operand::find(code, fault.rip.as_u64(), &fault.gprs, |address| {
-            let address = Gva::new(address);
-            address.page_offset() == fault.gpa.page_offset()
-                && memory
-                    .translate(address)
-                    .is_some_and(|there| there.gpa.page_base() == fault.gpa.page_base())
-        });
-        found.map(Gva::new)
-    }
-
     /// Carries a simple store out. `false` when it is none, or when something
     /// else would have to happen with it.
     fn emulate(&self, facts: WriteFacts) -> bool {
@@ -558,12 +541,9 @@ impl<B: Backend, F: Fn() -> Fault> Context<'_, B, F> {
             return false;
         };
         let page = self.violation.gpa.page_base();
-        let mut fault = (self.fault)();
+        let fault = (self.fault)();
         let whole = self.is_module();
         let memory = self.memory(&fault);
-        if fault.gla.is_none() && !self.violation.delivering && fault.long_mode {
-            fault.gla = self.written(&fault, &memory);
-        }
         if whole {
             memory.copy_page(page, before.0.get());
         } else {
@@ -716,6 +696,37 @@ fn offset_of(gpa: Gpa) -> u16 {
     gpa.page_offset() as u16
 }
 
+/// [`written`], or what it said the last time, if it was the same write: an
+/// instruction that is stepped is often stepped again.
+fn last_written(step: &StepState, fault: &Fault, memory: &GuestMemory<'_>) -> Option<Gva> {
+    let (rip, gpa) = (fault.rip.as_u64(), fault.gpa.as_u64());
+    if let Some((last_rip, last_gpa, gla)) = step.written.get()
+        && (last_rip, last_gpa) == (rip, gpa)
+    {
+        return Some(gla);
+    }
+    let gla = written(fault, memory)?;
+    step.written.set(Some((rip, gpa, gla)));
+    Some(gla)
+}
+
+/// The linear address that the instruction has faulted at, where the processor
+/// tells only the physical one. `None` also when it has changed itself meanwhile.
+fn written(fault: &Fault, memory: &GuestMemory<'_>) -> Option<Gva> {
+    let mut bytes = [0; 15];
+    let here = memory.translate_code(fault.rip)?;
+    let count = memory.code(fault.rip, &here, &mut bytes);
+    let code = bytes.get(..count).unwrap_or(&[]);
+    let found = operand::find(code, fault.rip.as_u64(), &fault.gprs, |address| {
+        let address = Gva::new(address);
+        address.page_offset() == fault.gpa.page_offset()
+            && memory
+                .translate(address)
+                .is_some_and(|there| there.gpa.page_base() == fault.gpa.page_base())
+    });
+    found.map(Gva::new)
+}
+
 /// The page cannot be watched: all rights, and counted.
 fn exempt<B: Backend>(core: &Core, space: &Nested<B>, gpa: Gpa) {
     let hypervisor = core.hypervisor();
@@ -816,7 +827,6 @@ pub fn cancel_step<B: Backend>(core: &Core) {
 }
 
 fn drop_step<B: Backend>(core: &Core, space: &Nested<B>) {
-    let hypervisor = core.hypervisor();
     let step = &core.state.step;
     B::disarm_step(core);
     B::use_shared(core);
@@ -836,7 +846,7 @@ fn drop_step<B: Backend>(core: &Core, space: &Nested<B>) {
         if let Some((first, last)) = found
             && !seeded::is(Planted::SkipCompare)
         {
-            report_write(hypervisor, &mut page, before, first, last, &mut memory);
+            report_write(core, &mut page, before, first, last, &mut memory);
         }
         // Read-only before: this only adds the right to execute.
         if let Some(mut slot) = space.find(page.gpa) {
@@ -852,16 +862,20 @@ fn drop_step<B: Backend>(core: &Core, space: &Nested<B>) {
 }
 
 fn report_write(
-    hypervisor: &Hypervisor,
+    core: &Core,
     page: &mut StepPage,
     before: &[u8; 4096],
     first: u16,
     last: u16,
     memory: &mut GuestMemory<'_>,
 ) {
-    let Some(monitor) = hypervisor.monitor else {
+    let Some(monitor) = core.hypervisor().monitor else {
         return;
     };
+    let step = &core.state.step;
+    if page.fault.gla.is_none() && page.fault.long_mode {
+        page.fault.gla = last_written(step, &page.fault, memory);
+    }
     let mut difference = Difference {
         offset: first,
         length: last - first + 1,

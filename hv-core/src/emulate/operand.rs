@@ -176,8 +176,9 @@ mod tests {
             })
             .filter_map(|used| {
                 used.virtual_address(0, |register, _, _| match register {
-                    Register::CS | Register::DS | Register::ES | Register::SS => Some(0),
-                    Register::RIP => Some(0),
+                    Register::CS | Register::DS | Register::ES | Register::SS | Register::RIP => {
+                        Some(0)
+                    }
                     other if other.is_gpr64() => registers().get(other.number()).copied(),
                     _ => None,
                 })
