@@ -497,7 +497,8 @@ fn start_loads_the_driver_and_passes_the_labs_switches() {
     bench
         .driver
         .change(|w| (w.unloaded, w.loadable) = (true, true));
-    expect(&bench.run("start --no-mtf --no-mbec"), 0, "Monitoring");
+    let switches = "--no-mtf --no-mbec --no-next-rip --no-flush-by-asid";
+    expect(&bench.run(&format!("start {switches}")), 0, "Monitoring");
     let flags = bench.driver.change(|w| w.start_flags);
     assert_eq!(StartFlags::from_bits(flags), Some(StartFlags::all()));
 }

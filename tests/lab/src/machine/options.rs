@@ -67,6 +67,8 @@ pub(crate) struct Options {
     pub(crate) time_limit: Duration,
     /// Count retired guest instructions by physical frame (our Bochs; slower).
     pub(crate) count_frames: bool,
+    /// The time-stamp counter counts instructions (QEMU; one processor).
+    pub(crate) icount: bool,
     /// What CPUID answers differently from the model (our Bochs).
     pub(crate) cpuid: Vec<CpuidChange>,
 }
@@ -176,6 +178,7 @@ impl Options {
             quantum: 16,
             time_limit: Duration::from_mins(2),
             count_frames: false,
+            icount: false,
             cpuid: Vec::new(),
         }
     }

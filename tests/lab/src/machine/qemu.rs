@@ -23,8 +23,14 @@ const NOT_IN_TCG: [&str; 9] = [
 /// served at `port` of the loopback address, in the run directory.
 pub(crate) fn arguments(options: &Options, port: u16) -> Vec<String> {
     let without: String = NOT_IN_TCG.map(|name| format!(",-{name}")).concat();
+    let icount = if options.icount {
+        // A halted processor's time goes on at once.
+        "-icount shift=0,sleep=off"
+    } else {
+        ""
+    };
     let text = format!(
-        "-accel tcg -machine pc -cpu {}{without},+svm,+npt,-hypervisor -smp {} -m {} -bios rom.bin \
+        "{icount} -accel tcg -machine pc -cpu {}{without},+svm,+npt,-hypervisor -smp {} -m {} -bios rom.bin \
          -device loader,file=image.bin,addr=0x100000,force-raw=on \
          -serial file:com1.log -serial tcp:127.0.0.1:{port},server=on,wait=on \
          -display none -no-reboot -nodefaults -monitor none \

@@ -8,12 +8,16 @@
 //! on the processor that it is bound to, one of several threads on all. The least
 //! of a few measurements counts: the clock's interrupts fall into the others.
 //!
+//! QEMU counts nothing, but with `-icount` its time-stamp counter counts the
+//! instructions of guest and hypervisor together, on one processor: MiniNT's own
+//! reading is taken there, and exits are those of `hvdetect status`.
+//!
 //! Cycles are not measured: no processor is emulated to that depth.
 
 use super::processor::Processor;
 use crate::code::{Function, Image};
 use crate::images::{self, Images, Profile, Wanted};
-use crate::machine::{Client, Look, Machine, Options, Vendor, exits};
+use crate::machine::{Client, Emulator, Look, Machine, Options, Vendor, exits};
 use crate::progress;
 use crate::session::Session;
 use anyhow::{Context, Result, bail};
@@ -169,10 +173,10 @@ struct Figures {
     on: Vec<Sample>,
     /// `hvdetect status` below the hypervisor.
     status: Value,
-    /// Most instructions that a core's launch took.
-    launch: u64,
+    /// Most instructions that a core's launch took, where they are counted.
+    launch: Option<u64>,
     /// Most instructions that a core's leave took.
-    leave: u64,
+    leave: Option<u64>,
 }
 
 /// Measures and prints.
@@ -187,12 +191,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         bail!("no such workload; there are: {}", names.join(", "));
     }
-    let options = arguments.processor.options()?;
+    let mut options = arguments.processor.options()?;
     if !options.emulator.offers(Look::Counts) {
-        bail!(
-            "{} counts no instructions: use --emulator bochs",
-            options.emulator.name()
-        );
+        if options.emulator != Emulator::Qemu || arguments.cpus != [1] || arguments.profile {
+            bail!(
+                "{} counts no instructions: use --emulator bochs, or qemu with --cpus 1",
+                options.emulator.name()
+            );
+        }
+        options.icount = true;
     }
     let switch = match options.vendor {
         Vendor::Intel => "CR4.VMXE",
@@ -256,17 +263,23 @@ fn measure(
     let status = || -> Result<Value> {
         serde_json::from_str(hvdetect(&["status", "--json"])?.trim()).context("status")
     };
+    let counts = machine.options().emulator.offers(Look::Counts);
     let once = |workload: &Workload, monitored: bool| -> Result<Sample> {
         let before = if monitored { status()? } else { Value::Null };
-        let marks_before = machine.marks()?;
-        execute(&client, workload)?;
-        let counters = between_marks(&marks_before, &machine.marks()?)
-            .with_context(|| format!("workload {} set no marks", workload.name))?;
-        let counters = if workload.bound {
-            let first = counters.as_array().into_iter().flatten().take(1);
-            Value::Array(first.cloned().collect())
+        let (instructions, counters) = if counts {
+            let marks_before = machine.marks()?;
+            execute(&client, workload)?;
+            let counters = between_marks(&marks_before, &machine.marks()?)
+                .with_context(|| format!("workload {} set no marks", workload.name))?;
+            let counters = if workload.bound {
+                let first = counters.as_array().into_iter().flatten().take(1);
+                Value::Array(first.cloned().collect())
+            } else {
+                counters
+            };
+            (sum(&counters, "total"), counters)
         } else {
-            counters
+            (execute(&client, workload)?, Value::Null)
         };
         let status = if monitored {
             Some(difference(&before, &status()?))
@@ -274,7 +287,7 @@ fn measure(
             None
         };
         Ok(Sample {
-            instructions: sum(&counters, "total"),
+            instructions,
             counters,
             status,
         })
@@ -320,9 +333,14 @@ fn measure(
     // Gives its pages back.
     client.machine("workload warm-touch 0")?;
     let status = status()?;
-    let launch = worst(&machine.counters()?, "launch");
+    let worst_of = |name: &str| -> Result<Option<u64>> {
+        counts
+            .then(|| Ok(worst(&machine.counters()?, name)))
+            .transpose()
+    };
+    let launch = worst_of("launch")?;
     drop(hvdetect(&["stop"])?);
-    let leave = worst(&machine.counters()?, "leave");
+    let leave = worst_of("leave")?;
     client.stop_service("hvdetect")?;
     Ok(Figures {
         off,
@@ -417,13 +435,17 @@ fn lines(options: &Options, wanted: &[&Workload], figures: &Figures) -> Vec<Line
         line.fields["exits"] = named(options.vendor, &total(&on.counters, "exits"));
         line.root = named(options.vendor, &total(&on.counters, "root_by_exit"));
         if let Some(status) = &on.status {
+            if on.counters.is_null() {
+                line.fields["exits"] = status["exits"].clone();
+            }
             line.fields["flips"] = status["flips"].clone();
             line.fields["invalidations"] = status["invalidations"].clone();
         }
         lines.push(line);
     }
-    lines.push(frame("launch", true, figures.launch, None));
-    lines.push(frame("leave", true, figures.leave, None));
+    for (name, instructions) in [("launch", figures.launch), ("leave", figures.leave)] {
+        lines.extend(instructions.map(|count| frame(name, true, count, None)));
+    }
     lines
 }
 
@@ -485,15 +507,14 @@ fn print_table(lines: &[Line], status: &Value) {
     );
 }
 
-/// Runs a workload in the machine.
-fn execute(client: &Client, workload: &Workload) -> Result<()> {
+/// Runs a workload in the machine. The time-stamp counter's ticks that it took.
+fn execute(client: &Client, workload: &Workload) -> Result<u64> {
     let text = client.machine(&format!("workload {} {}", workload.name, workload.rounds))?;
     let reply: Value = serde_json::from_str(&text)
         .with_context(|| format!("workload {}: {text}", workload.name))?;
     reply["instructions"]
         .as_u64()
-        .with_context(|| format!("workload {} reports no count: {text}", workload.name))?;
-    Ok(())
+        .with_context(|| format!("workload {} reports no count: {text}", workload.name))
 }
 
 /// What happened between the two marks (port 0xE6) that the workload set.
