@@ -77,6 +77,16 @@ fn every_number_has_its_name_and_back() {
 }
 
 #[test]
+fn a_finding_tells_its_kind() {
+    let mut finding = <Finding as zerocopy::FromZeros>::new_zeroed();
+    assert_eq!(finding.kind(), None);
+    for kind in Kind::ALL {
+        finding.kind = *kind as u16;
+        assert_eq!(finding.kind(), Some(*kind));
+    }
+}
+
+#[test]
 fn requests_are_taken_only_as_they_should_be() {
     let mut good = StartRequest::zeroed();
     good.flags = StartFlags::NO_MTF.bits();
