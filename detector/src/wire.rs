@@ -630,9 +630,9 @@ numbers! {
     }
 }
 
-/// Slot of an AMD exit code in [`StatusReply::exits`]: the codes 0x400 and up
-/// (NPF and later) come to the end, 0x60 to 0x8f are taken as they are less
-/// 0x60; `None` has no slot.
+/// Slot of an AMD exit code in [`StatusReply::exits`]: 0x60 to 0xa7 are taken as
+/// they are less 0x60, the codes 0x400 to 0x406 (NPF and later) follow, and the
+/// last slot is that of all exceptions (0x40 to 0x5f); `None` has no slot.
 #[must_use]
 pub const fn exit_slot(exitcode: u64) -> Option<usize> {
     match exitcode {
@@ -640,7 +640,8 @@ pub const fn exit_slot(exitcode: u64) -> Option<usize> {
         #[allow(clippy::cast_possible_truncation)]
         0x60..=0xa7 => Some((exitcode - 0x60) as usize),
         #[allow(clippy::cast_possible_truncation)]
-        0x400..=0x407 => Some((exitcode - 0x400) as usize + 72),
+        0x400..=0x406 => Some((exitcode - 0x400) as usize + 72),
+        0x40..=0x5f => Some(79),
         _ => None,
     }
 }

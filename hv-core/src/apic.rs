@@ -34,7 +34,7 @@ pub fn send_init(core: &Core, target: u32) {
 }
 
 fn send(core: &Core, target: u32, command: u32) {
-    // SAFETY: IA32_APIC_BASE exists on every processor with VMX.
+    // SAFETY: IA32_APIC_BASE exists on every processor with VMX or SVM.
     let base = unsafe { instr::rdmsr(APIC_BASE) };
     if base & APIC_ENABLED == 0 {
         return;

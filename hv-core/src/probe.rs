@@ -109,7 +109,7 @@ pub struct Mtrrs {
 #[must_use]
 pub unsafe fn mtrrs() -> Mtrrs {
     let read = |index| {
-        // SAFETY: MTRRs exist on every processor with VMX; the variable ones as
+        // SAFETY: MTRRs exist on every processor with VMX or SVM; the variable ones as
         // many as IA32_MTRRCAP says, the fixed ones if it says so.
         unsafe { instr::rdmsr(index) }
     };

@@ -26,6 +26,30 @@ pub struct GuestRegisters {
 
 const _: () = assert!(size_of::<GuestRegisters>() == 120);
 
+/// Instructions of a stub: takes a [`GuestRegisters`] off the stack.
+macro_rules! pop_all {
+    () => {
+        concat!(
+            "pop r15\n",
+            "pop r14\n",
+            "pop r13\n",
+            "pop r12\n",
+            "pop rdi\n",
+            "pop rsi\n",
+            "pop rbp\n",
+            "pop rbx\n",
+            "pop r11\n",
+            "pop r10\n",
+            "pop r9\n",
+            "pop r8\n",
+            "pop rdx\n",
+            "pop rcx\n",
+            "pop rax",
+        )
+    };
+}
+pub(crate) use pop_all;
+
 impl GuestRegisters {
     /// A general register by its number in an instruction's encoding; `rsp` is the
     /// guest's RSP.

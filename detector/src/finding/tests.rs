@@ -625,19 +625,22 @@ fn writes_join_at_their_limits() {
         };
         assert_eq!(known, flags - lost);
     }
-    // A write of which nothing is known is no part of another one.
-    let mut bench = Bench::new(8);
-    bench.push(&hook(0x10, b"ab", b"AB"), None);
-    let mut blind = hook(0x11, b"b", b"B");
-    blind.write_length = 0;
-    assert_eq!(bench.push(&blind, None), Outcome::Found(2));
-    assert_eq!(
-        bench.push(&hook(0x12, b"c", b"C"), None),
-        Outcome::Merged(1)
-    );
-    let unknown = bench.all()[1];
-    assert_eq!(unknown.write_length, 0);
-    assert_eq!((unknown.old(), unknown.new_bytes()), (None, None));
+    // A write of which nothing is known is no part of another one, even if it
+    // touches it.
+    for at in [0x11, 0x12] {
+        let mut bench = Bench::new(8);
+        bench.push(&hook(0x10, b"ab", b"AB"), None);
+        let mut blind = hook(at, b"b", b"B");
+        blind.write_length = 0;
+        assert_eq!(bench.push(&blind, None), Outcome::Found(2));
+        assert_eq!(
+            bench.push(&hook(0x12, b"c", b"C"), None),
+            Outcome::Merged(1)
+        );
+        let unknown = bench.all()[1];
+        assert_eq!(unknown.write_length, 0);
+        assert_eq!((unknown.old(), unknown.new_bytes()), (None, None));
+    }
 }
 
 #[test]

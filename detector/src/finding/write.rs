@@ -97,8 +97,7 @@ fn widen(finding: &mut Finding, event: &Event, page: Option<&[u8]>) -> Option<()
             window.put(at, *byte, *byte);
         }
     }
-    let span = (end - start).min(WRITE_ROOM);
-    let known = window.known.iter().take(span).take_while(|k| **k).count();
+    let known = window.known.iter().take_while(|k| **k).count();
     finding.old = [0; WRITE_ROOM];
     finding.new = [0; WRITE_ROOM];
     finding.old[..known].copy_from_slice(&window.old[..known]);

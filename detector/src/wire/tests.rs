@@ -186,6 +186,10 @@ fn amd_exit_codes_have_slots_of_their_own() {
     assert_eq!(exit_slot(0x72), Some(0x12));
     assert_eq!(exit_slot(0x400), Some(72));
     assert_eq!(exit_slot(0xa7), Some(71));
+    assert_eq!(exit_slot(0x406), Some(78));
+    assert_eq!(exit_slot(0x407), None);
+    assert_eq!((exit_slot(0x40), exit_slot(0x5f)), (Some(79), Some(79)));
+    assert_eq!(exit_slot(0x3f), None);
     assert_eq!(exit_slot(u64::MAX), None);
     assert_eq!(exit_slot(0), None);
 }

@@ -38,12 +38,13 @@ use crate::violation::{self, Violation};
 use crate::{apic, instr, shootdown};
 
 /// Slot of an exit code in the counters: 60H to A7H less 60H, then those from 400H
-/// on; any other is counted as unknown.
+/// on, and the exceptions together in the last; any other is counted as unknown.
 const fn slot(code: u64) -> Option<usize> {
     #[expect(clippy::cast_possible_truncation, reason = "small numbers")]
     match code {
         0x60..=0xA7 => Some((code - 0x60) as usize),
-        0x400..=0x407 => Some((code - 0x400) as usize + 72),
+        0x400..=0x406 => Some((code - 0x400) as usize + 72),
+        0x40..=0x5F => Some(79),
         _ => None,
     }
 }

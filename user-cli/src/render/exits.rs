@@ -86,8 +86,10 @@ const INTEL: [&str; 80] = [
     "wrmsrlist",
 ];
 
-/// AMD's exit codes from 0x60 (AMD64 APM volume 2, "SVM Intercept Codes").
-const AMD: [(usize, &str); 35] = [
+/// AMD's exit codes (AMD64 APM volume 2, "SVM Intercept Codes"); exceptions share
+/// one slot.
+const AMD: [(usize, &str); 36] = [
+    (0x40, "exception"),
     (0x60, "interrupt"),
     (0x61, "nmi"),
     (0x62, "smi"),
@@ -164,6 +166,7 @@ mod tests {
         }
         assert_eq!(name(Some(Vendor::Amd), 0x12), "cpuid");
         assert_eq!(name(Some(Vendor::Amd), 72), "nested-page-fault");
+        assert_eq!(name(Some(Vendor::Amd), 79), "exception");
     }
 
     #[test]

@@ -816,7 +816,7 @@ pub(crate) fn instances() -> Result<Vec<Instance>> {
             &format!("seeded/{}", fault.name),
             &format!("{} fails with this mistake planted", fault.case),
             true,
-            On::Only(fault.model, fault.cpus).machines(Amd::No),
+            fault.on.machines(Amd::No),
             What::Planted(fault, Box::new(what)),
         );
     }

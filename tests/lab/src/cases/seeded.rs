@@ -5,7 +5,7 @@
 //! the mistake. A case that passes all the same has no teeth, and one that fails
 //! for another reason shows something else: both fail here.
 
-use super::{Stage, state};
+use super::{On, Stage, state};
 use anyhow::{Context, Result, bail, ensure};
 use detector::wire::StartReply;
 use hv_core::seeded::{ALL, Planted};
@@ -19,9 +19,7 @@ pub(super) struct Fault {
     /// The case or specimen.
     pub(super) case: &'static str,
     /// The smallest machine that shows it.
-    pub(super) model: &'static str,
-    /// Its processors.
-    pub(super) cpus: u32,
+    pub(super) on: On,
     /// Part of what the case says when it fails.
     pub(super) says: &'static str,
 }
@@ -30,8 +28,7 @@ const fn fault(name: &'static str, case: &'static str, cpus: u32, says: &'static
     Fault {
         name,
         case,
-        model: "tigerlake",
-        cpus,
+        on: On::Only("tigerlake", cpus),
         says,
     }
 }
@@ -43,7 +40,14 @@ const fn without_mbec(
     says: &'static str,
 ) -> Fault {
     Fault {
-        model: "corei7_haswell_4770",
+        on: On::Only("corei7_haswell_4770", cpus),
+        ..fault(name, case, cpus, says)
+    }
+}
+
+const fn on_amd(name: &'static str, case: &'static str, cpus: u32, says: &'static str) -> Fault {
+    Fault {
+        on: On::OnlyAmd("ryzen", cpus),
         ..fault(name, case, cpus, says)
     }
 }
@@ -138,6 +142,64 @@ pub(super) const FAULTS: &[Fault] = &[
     ),
     without_mbec("JudgeUser", "jit-silent", 2, "benign programs caused"),
     fault(
+        "SkipKick",
+        "cross-core-writer",
+        2,
+        "times unbacked-execution",
+    ),
+    on_amd("DropReinjection", "event-delivery", 1, "deliver 2 differs"),
+    on_amd(
+        "DropErrorCode",
+        "event-delivery",
+        1,
+        "no reply from the machine",
+    ),
+    on_amd("ForgetResumeFlag", "event-delivery", 1, "deliver 2 differs"),
+    on_amd("ForgetSingleStep", "event-delivery", 1, "deliver 2 differs"),
+    on_amd("KeepStiBlocking", "event-delivery", 1, "deliver 2 differs"),
+    on_amd("IgnoreInit", "processor-restart", 2, "did not come back"),
+    on_amd("HalfRollback", "launch-failures", 2, "still virtualized"),
+    on_amd("OpenHypercalls", "instructions", 1, "peers differs"),
+    on_amd("LoseGuestNmi", "guest-nmis", 1, "NMIs sent and seen"),
+    on_amd("InventNmi", "guest-nmis", 1, "NMIs sent and seen"),
+    on_amd("AdvanceByTwo", "msr-sweep", 1, "no reply from the machine"),
+    on_amd("SwallowGp", "msr-sweep", 1, "msrs 0x40000000"),
+    on_amd("ClobberOnGp", "msr-sweep", 1, "scattered"),
+    on_amd("AllowVmxe", "svm-probe", 1, "wrong answers"),
+    on_amd("SkipVmxInstructions", "instructions", 1, "peers differs"),
+    on_amd(
+        "ForgetXmm3",
+        "vectors-survive",
+        1,
+        "vector registers have changed",
+    ),
+    on_amd(
+        "ForgetMxcsr",
+        "vectors-survive",
+        1,
+        "vector registers have changed",
+    ),
+    on_amd("LimitFfff", "same-registers", 1, "gdt"),
+    on_amd("ForgetDr7", "same-registers", 1, "dr7"),
+    on_amd("KeepVmxe", "same-registers", 1, "efer"),
+    on_amd("ForgetGsBase", "start-stop", 1, "the machine is gone"),
+    on_amd("KeepWrite", "pool-shellcode", 1, "the witness"),
+    on_amd("LeaveFrameMapped", "start-stop", 1, "the witness"),
+    on_amd("NeverStep", "self-writer", 1, "0 times self-modifying-page"),
+    on_amd(
+        "SkipCompare",
+        "self-writer-forms",
+        1,
+        "events of self-modifying-page",
+    ),
+    on_amd("NeverFill", "start-stop", 1, "no reply from the machine"),
+    on_amd(
+        "SkipDecision",
+        "pool-shellcode",
+        1,
+        "0 times unbacked-execution",
+    ),
+    on_amd(
         "SkipKick",
         "cross-core-writer",
         2,
@@ -337,10 +399,13 @@ pub(crate) fn page() -> Result<String> {
             continue;
         }
         for fault in FAULTS.iter().filter(|fault| fault.name == *name) {
+            let (On::Only(model, cpus) | On::OnlyAmd(model, cpus)) = fault.on else {
+                bail!("{name} is for one machine");
+            };
             writeln!(
                 page,
-                "| `{name}` | {about} | `{}` | {}, {} | {} |",
-                fault.case, fault.model, fault.cpus, fault.says
+                "| `{name}` | {about} | `{}` | {model}, {cpus} | {} |",
+                fault.case, fault.says
             )?;
         }
     }

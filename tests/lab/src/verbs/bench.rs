@@ -43,6 +43,9 @@ pub(crate) struct Arguments {
     /// RAM in MiB
     #[arg(long, default_value_t = 256)]
     ram: u32,
+    /// Switches of `hvdetect start`: --start=--no-next-rip
+    #[arg(long, allow_hyphen_values = true)]
+    start: Vec<String>,
     /// Also tell in which functions root mode spends its instructions
     #[arg(long, conflicts_with = "json")]
     profile: bool,
@@ -221,8 +224,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             .profile
             .then(|| Profiler::new(&images))
             .transpose()?;
-        let figures = measure(&session, &machine, &wanted, profiler.as_ref())
-            .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
+        let figures = measure(
+            &session,
+            &machine,
+            &wanted,
+            &arguments.start,
+            profiler.as_ref(),
+        )
+        .with_context(|| format!("the machine's state at the failure\n{}", machine.report()))?;
         machine.shut_down()?;
         let lines = lines(machine.options(), &wanted, &figures);
         if arguments.json {
@@ -249,6 +258,7 @@ fn measure(
     session: &Session<'_>,
     machine: &Machine,
     wanted: &[&Workload],
+    switches: &[String],
     profiler: Option<&Profiler>,
 ) -> Result<Figures> {
     let client = machine.client()?;
@@ -317,7 +327,10 @@ fn measure(
         .iter()
         .map(|workload| sample(workload, false))
         .collect::<Result<_>>()?;
-    drop(hvdetect(&["start"])?);
+    let start: Vec<&str> = std::iter::once("start")
+        .chain(switches.iter().map(String::as_str))
+        .collect();
+    drop(hvdetect(&start)?);
     let on = wanted
         .iter()
         .map(|workload| {

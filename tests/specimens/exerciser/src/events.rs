@@ -277,6 +277,8 @@ events! {
         ["sub rcx, 8"], ["popfq", "nop", "nop"];
     single_step_cpuid, "#DB by single step of CPUID", 1, Instruction, "xor eax, eax":
         ["sub rcx, 8"], ["xor eax, eax", "popfq", "cpuid", "nop"];
+    single_step_rdmsr, "#DB by single step of RDMSR", 1, Instruction, "xor eax, eax":
+        ["sub rcx, 8"], ["mov ecx, r9d", "popfq", "rdmsr", "nop"];
     undefined, "#UD", 6, Instruction, "": [], ["ud2"];
     undefined_vmcall, "#UD of VMCALL", 6, Instruction, "": [], ["vmcall"];
 }

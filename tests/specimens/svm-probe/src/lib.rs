@@ -3,6 +3,7 @@
 //! Each instruction of SVM is tried as a driver would that wants to launch a
 //! hypervisor without asking CPUID. EFER.SVME is clear, as far as a guest can know, so
 //! each must end in #UD, as it does on the bare processor, and nothing else may happen.
+//! Then EFER.SVME is set after all: #GP, and it stays clear.
 
 #![no_std]
 
@@ -25,6 +26,9 @@ use trap::{Outcome, attempt};
 use wdk_standin::wdk_sys::{NTSTATUS, PCUNICODE_STRING, PDRIVER_OBJECT, PVOID};
 
 const UNDEFINED: u64 = 6;
+const PROTECTION: u64 = 13;
+const EFER: u64 = 0xC000_0080;
+const SVME: u64 = 1 << 12;
 
 #[repr(C, align(4096))]
 struct Block(UnsafeCell<[u64; 512]>);
@@ -64,6 +68,26 @@ const INSTRUCTIONS: [(&core::ffi::CStr, Routine); 8] = [
     (c"INVLPGA", instr::invlpga),
 ];
 
+/// Whether EFER.SVME cannot be set.
+fn is_kept_from_enabling() -> bool {
+    let efer = Operands {
+        rcx: EFER,
+        ..Operands::default()
+    };
+    let Outcome::Done(before) = attempt(instr::rdmsr, &efer) else {
+        return false;
+    };
+    let enabling = Operands {
+        rax: before.rax | SVME,
+        rdx: before.rdx,
+        ..efer
+    };
+    let written = attempt(instr::wrmsr, &enabling);
+    let refused = matches!(written, Outcome::Fault(trap, _) if trap.vector == PROTECTION);
+    let after = attempt(instr::rdmsr, &efer);
+    refused && matches!(after, Outcome::Done(after) if after.rax & SVME == 0)
+}
+
 unsafe extern "C" fn run(_context: PVOID) {
     let operands = Operands {
         // An address that the processor would take: another one is #GP before the intercept.
@@ -80,6 +104,10 @@ unsafe extern "C" fn run(_context: PVOID) {
             wrong += 1;
             harness::report(c"svm-probe", name, wrong);
         }
+    }
+    if !is_kept_from_enabling() {
+        wrong += 1;
+        harness::report(c"svm-probe", c"EFER.SVME", wrong);
     }
     harness::report(c"svm-probe", c"wrong answers", wrong);
     while WORKER.pause(1000) {}
