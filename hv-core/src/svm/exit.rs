@@ -592,9 +592,9 @@ mod tests {
     #[test]
     fn exit_codes_have_the_slots_of_the_status() {
         assert_eq!(
-            [slot(0x60), slot(0x7C), slot(0x400)],
-            [Some(0), Some(0x1C), Some(72)]
+            [slot(0x60), slot(0x7C), slot(0x400), slot(0x41)],
+            [Some(0), Some(0x1C), Some(72), Some(79)]
         );
-        assert_eq!([slot(0x41), slot(u64::MAX), slot(0x408)], [None; 3]);
+        assert_eq!([slot(0x3F), slot(u64::MAX), slot(0x407)], [None; 3]);
     }
 }
