@@ -139,6 +139,9 @@ pub(crate) struct Expectation {
     /// What its driver must have said on the console by then (`specimen …`).
     #[serde(default)]
     pub(crate) says: Vec<String>,
+    /// What it says below the hypervisor only.
+    #[serde(default)]
+    pub(crate) says_below: Vec<String>,
     /// How long it is left running, in milliseconds.
     #[serde(default)]
     pub(crate) run_ms: u64,

@@ -165,7 +165,7 @@ pub(super) const FAULTS: &[Fault] = &[
     on_amd("AdvanceByTwo", "msr-sweep", 1, "no reply from the machine"),
     on_amd("SwallowGp", "msr-sweep", 1, "msrs 0x40000000"),
     on_amd("ClobberOnGp", "msr-sweep", 1, "scattered"),
-    on_amd("AllowVmxe", "svm-probe", 1, "wrong answers"),
+    on_amd("AllowVmxe", "svm-probe", 1, "EFER.SVME set 0"),
     on_amd("SkipVmxInstructions", "instructions", 1, "peers differs"),
     on_amd(
         "ForgetXmm3",

@@ -143,7 +143,8 @@ pub(super) fn attack(stage: &mut Stage<'_>, name: &str, start: &[&str]) -> Resul
         client.start_service(&expected.service)?;
     }
     let findings = wait(stage, &expected)?;
-    has_said(stage, &expected)?;
+    has_said(stage, &expected.says)?;
+    has_said(stage, &expected.says_below)?;
     expected.check(&findings, &stage.entries()?)?;
     before_the_first_instruction(stage, &findings)?;
     stage.witness()?;
@@ -173,14 +174,11 @@ fn wait(stage: &Stage<'_>, expected: &Expectation) -> Result<Vec<Finding>> {
 }
 
 /// Specimens check what their own instructions did, and say it.
-fn has_said(stage: &Stage<'_>, expected: &Expectation) -> Result<()> {
+fn has_said(stage: &Stage<'_>, says: &[String]) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let console = stage.machine()?.console();
-        let missing = expected
-            .says
-            .iter()
-            .find(|words| !console.contains(words.as_str()));
+        let missing = says.iter().find(|words| !console.contains(words.as_str()));
         match missing {
             None => return Ok(()),
             Some(words) if Instant::now() > end => bail!("the specimen has not said \"{words}\""),
@@ -236,7 +234,7 @@ pub(super) fn on_the_bare_machine(stage: &mut Stage<'_>) -> Result<()> {
             .start_service(&expected.service)
             .context(name.clone())?;
         thread::sleep(Duration::from_millis(expected.run_ms));
-        has_said(stage, &expected).context(name.clone())?;
+        has_said(stage, &expected.says).context(name.clone())?;
         client.stop_service(&expected.service).context(name)?;
     }
     stage.end()
@@ -259,7 +257,7 @@ pub(super) fn mixed_section_is_bounded(stage: &mut Stage<'_>) -> Result<()> {
     stage.must(&["start"])?;
     let before = exits(stage)?;
     client.start_service(&expected.service)?;
-    has_said(stage, &expected)?;
+    has_said(stage, &expected.says)?;
     let cost = exits(stage)? - before;
     ensure!(
         cost < 4 * CALLS,
