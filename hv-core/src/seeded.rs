@@ -98,7 +98,7 @@ faults! {
     ShowVmxe = 36,
     /// `IA32_FEATURE_CONTROL` reads as it is.
     ShowFeatureControl = 37,
-    /// Setting CR4.VMXE is allowed.
+    /// Setting CR4.VMXE, or EFER.SVME on AMD, is allowed.
     AllowVmxe = 38,
     /// Blocking by NMI is not restored when IRET exits.
     ForgetIretBlocking = 39,

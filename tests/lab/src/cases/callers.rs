@@ -66,12 +66,13 @@ pub(super) fn two_at_once(stage: &mut Stage<'_>) -> Result<()> {
 /// A start goes on to its end when its caller is killed, or has never begun; so does
 /// a stop. A killed reader takes nothing with it.
 pub(super) fn killed(stage: &mut Stage<'_>) -> Result<()> {
+    const LONGEST: u64 = 120;
     let client = stage.boot_with_driver()?;
     let mut seen = [0; 2];
     // A slow host needs longer delays for the other half of the moments.
-    let longer = (1..6).map(|doubled| 120 << doubled);
-    for delay in (0..120).step_by(8).chain(longer) {
-        if delay >= 120 && !seen.contains(&0) {
+    let longer = (1..6).map(|doubled| LONGEST << doubled);
+    for delay in (0..LONGEST).step_by(8).chain(longer) {
+        if delay > LONGEST && !seen.contains(&0) {
             break;
         }
         let mut caller = stage.begin(&["start"])?;
