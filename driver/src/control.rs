@@ -93,6 +93,7 @@ impl Driver {
         };
         let free = driver.end(Call::Unload);
         if free {
+            driver.findings.settle();
             let driver = DRIVER.swap(core::ptr::null_mut(), Ordering::AcqRel);
             // SAFETY: made by `install` from a box, and nobody uses it any more.
             drop(unsafe { Box::from_raw(driver) });
@@ -220,8 +221,8 @@ impl Driver {
         });
         match stopped {
             Ok(lost) => {
+                // Those who wait are woken when the stop ends.
                 round.lost(lost);
-                round.finish(State::Stopping);
                 Ok(())
             }
             Err((failure, machine)) => {
@@ -266,12 +267,12 @@ struct Transition<'a> {
 }
 
 impl Transition<'_> {
-    /// Enters the state that follows and answers all who wait for findings.
+    /// Enters the state that follows and has all who wait for findings answered.
     fn finish(self, well: bool) {
         let state = lifecycle::finished(self.driver.state(), well);
         self.driver.enter(state);
         if state != State::Monitoring {
-            self.driver.findings.release(state);
+            self.driver.findings.wake(true);
         }
     }
 }

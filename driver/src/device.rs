@@ -15,12 +15,14 @@ use crate::control::Driver;
 use crate::queue;
 use crate::status::Status;
 use crate::unicode::wide;
+use crate::waiters::{self, Parking};
 use crate::wdk_crates::wdk_sys::{
     _WDF_DEVICE_IO_TYPE, _WDF_DEVICE_SHUTDOWN_FLAGS, _WDF_EXECUTION_LEVEL, _WDF_FILEOBJECT_CLASS,
     _WDF_IO_QUEUE_DISPATCH_TYPE, _WDF_SYNCHRONIZATION_SCOPE, _WDF_TRI_STATE, NT_SUCCESS, NTSTATUS,
     PWDFDEVICE_INIT, STATUS_SUCCESS, UNICODE_STRING, WDF_EXECUTION_LEVEL, WDF_FILEOBJECT_CONFIG,
-    WDF_IO_QUEUE_CONFIG, WDF_NO_OBJECT_ATTRIBUTES, WDF_OBJECT_ATTRIBUTES, WDFDEVICE, WDFDRIVER,
-    WDFFILEOBJECT, WDFQUEUE, WDFREQUEST, call_unsafe_wdf_function_binding,
+    WDF_IO_QUEUE_CONFIG, WDF_NO_OBJECT_ATTRIBUTES, WDF_OBJECT_ATTRIBUTES, WDF_WORKITEM_CONFIG,
+    WDFDEVICE, WDFDRIVER, WDFFILEOBJECT, WDFQUEUE, WDFREQUEST, WDFWORKITEM,
+    call_unsafe_wdf_function_binding,
 };
 
 /// Handles that may be open at once.
@@ -100,10 +102,11 @@ pub(crate) fn create(handle: WDFDRIVER, driver: &Driver) -> Result<(), Status> {
         call_unsafe_wdf_function_binding!(WdfDeviceCreateSymbolicLink, device, &raw const link)
     })?;
     create_queue(device, &mut default_queue())?;
-    driver.findings.set_queues([
-        create_queue(device, &mut manual_queue())?,
-        create_queue(device, &mut manual_queue())?,
-    ]);
+    driver.findings.set_parking(Parking {
+        parked: create_queue(device, &mut manual_queue())?,
+        seen: create_queue(device, &mut manual_queue())?,
+        look: create_work_item(device, waiters::on_look)?,
+    });
     // SAFETY: the device is complete; requests are welcome from here on.
     unsafe { call_unsafe_wdf_function_binding!(WdfControlFinishInitializing, device) };
     Ok(())
@@ -195,6 +198,32 @@ fn create_queue(device: WDFDEVICE, config: &mut WDF_IO_QUEUE_CONFIG) -> Result<W
         )
     })?;
     Ok(queue)
+}
+
+/// A work item of the device.
+fn create_work_item(
+    device: WDFDEVICE,
+    callback: unsafe extern "C" fn(WDFWORKITEM),
+) -> Result<WDFWORKITEM, Status> {
+    let mut config = WDF_WORKITEM_CONFIG {
+        Size: size_u32::<WDF_WORKITEM_CONFIG>(),
+        EvtWorkItemFunc: Some(callback),
+        // The device serializes nothing.
+        AutomaticSerialization: 0,
+    };
+    let mut attributes = attributes(_WDF_EXECUTION_LEVEL::WdfExecutionLevelInheritFromParent);
+    attributes.ParentObject = device.cast();
+    let mut item: WDFWORKITEM = core::ptr::null_mut();
+    // SAFETY: the device is live; the framework copies both structures.
+    check(unsafe {
+        call_unsafe_wdf_function_binding!(
+            WdfWorkItemCreate,
+            &raw mut config,
+            &raw mut attributes,
+            &raw mut item
+        )
+    })?;
+    Ok(item)
 }
 
 unsafe extern "C" fn on_create(_device: WDFDEVICE, request: WDFREQUEST, _file: WDFFILEOBJECT) {

@@ -168,19 +168,21 @@ pub(crate) fn now(driver: &Driver) {
         // Before the events are judged: a module may have been unloaded since.
         driver.refresh_images(Look::List);
     }
-    round(driver);
+    if round(driver) > 0 {
+        driver.findings.wake(false);
+    }
 }
 
 fn waiting(driver: &Driver) -> bool {
     driver.machine.lock().as_ref().is_some_and(Machine::waiting)
 }
 
-/// Takes all events.
-fn round(driver: &Driver) {
+/// Takes all events. Returns the number of new findings.
+fn round(driver: &Driver) -> u64 {
     let images = driver.images.lock();
     let slot = driver.machine.lock();
     let Some(machine) = &*slot else {
-        return;
+        return 0;
     };
     let mut round = driver.findings.round(clock::now());
     let view = images.view();
@@ -189,7 +191,7 @@ fn round(driver: &Driver) {
         round.push(event, page, &view, &mut export);
     });
     round.lost(lost);
-    let _ = round.finish(driver.state());
+    round.finish()
 }
 
 impl Drain {

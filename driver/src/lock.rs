@@ -6,7 +6,8 @@
 //! Order, outermost first: `control` (held through a whole start or stop; only
 //! tried by callers of START and STOP), `images` (the module
 //! list), `machine` (the hypervisor), `findings` (assembler and parked waits).
-//! A thread that holds one takes only later ones.
+//! A thread that holds one takes only later ones, and completes or forwards no
+//! request ([`crate::waiters`] tells why).
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};

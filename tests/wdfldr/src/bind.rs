@@ -17,7 +17,7 @@ use crate::{
         violation::{self, Code},
     },
     object::{Kind, STORE},
-    table,
+    queue, table,
 };
 
 const MAJOR: u32 = 1;
@@ -78,6 +78,7 @@ pub(crate) unsafe extern "C" fn version_bind(
     let Some(path) = path else {
         return STATUS_INVALID_PARAMETER;
     };
+    queue::start_handing_over();
     let client = Arc::new(Client::new(driver_object, path));
     // SAFETY: holds the address of the driver's variable for the table.
     unsafe {

@@ -4,11 +4,11 @@ use alloc::vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use wdk_standin::wdk_sys::{
-    _KEY_VALUE_INFORMATION_CLASS as Class, ACCESS_MASK, HANDLE, KEY_VALUE_PARTIAL_INFORMATION,
-    NT_SUCCESS, NTSTATUS, OBJ_CASE_INSENSITIVE, OBJ_KERNEL_HANDLE, OBJECT_ATTRIBUTES,
-    PCUNICODE_STRING, PULONG, PVOID, PWDF_DRIVER_GLOBALS, PWDF_OBJECT_ATTRIBUTES, REG_DWORD,
-    STATUS_BUFFER_OVERFLOW, STATUS_INVALID_PARAMETER, STATUS_OBJECT_TYPE_MISMATCH, STATUS_SUCCESS,
-    ULONG, WDFDRIVER, WDFKEY,
+    _KEY_VALUE_INFORMATION_CLASS as Class, ACCESS_MASK, HANDLE, KEY_READ,
+    KEY_VALUE_PARTIAL_INFORMATION, NT_SUCCESS, NTSTATUS, OBJ_CASE_INSENSITIVE, OBJ_KERNEL_HANDLE,
+    OBJECT_ATTRIBUTES, PCUNICODE_STRING, PULONG, PVOID, PWDF_DRIVER_GLOBALS,
+    PWDF_OBJECT_ATTRIBUTES, REG_DWORD, STATUS_BUFFER_OVERFLOW, STATUS_INVALID_PARAMETER,
+    STATUS_OBJECT_TYPE_MISMATCH, STATUS_SUCCESS, ULONG, WDFDRIVER, WDFKEY,
     ntddk::{ZwClose, ZwOpenKey, ZwQueryValueKey},
 };
 
@@ -118,6 +118,34 @@ fn query(key: &Of<Key>, name: PCUNICODE_STRING) -> Result<(u32, vec::Vec<u8>), N
     let Some(name) = (unsafe { Text::copy(name) }) else {
         return Err(STATUS_INVALID_PARAMETER);
     };
+    value(key, &name)
+}
+
+/// Whether the system was booted with that word. PASSIVE_LEVEL.
+pub(crate) fn booted_with(word: &str) -> bool {
+    const CONTROL: &str = "\\Registry\\Machine\\System\\CurrentControlSet\\Control";
+    let text = |text: &str| Text::from_units(&text.encode_utf16().collect::<vec::Vec<u16>>());
+    let Ok(key) = open(core::ptr::null_mut(), &text(CONTROL), KEY_READ) else {
+        return false;
+    };
+    let found = value(&key, &text("SystemStartOptions"));
+    key.close();
+    let units: vec::Vec<u16> = found.map_or_else(
+        |_| vec::Vec::new(),
+        |(_, bytes)| {
+            let pairs = bytes.chunks_exact(2);
+            pairs
+                .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+                .collect()
+        },
+    );
+    let options = alloc::string::String::from_utf16_lossy(&units);
+    options
+        .split([' ', '\0'])
+        .any(|option| option.eq_ignore_ascii_case(word))
+}
+
+fn value(key: &Key, name: &Text) -> Result<(u32, vec::Vec<u8>), NTSTATUS> {
     let mut name = name.as_unicode();
     let mut block = vec![0_u64; (HEADER + LONGEST).div_ceil(8)];
     let mut needed = 0;

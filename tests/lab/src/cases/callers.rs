@@ -125,6 +125,64 @@ pub(super) fn killed(stage: &mut Stage<'_>) -> Result<()> {
     stage.end()
 }
 
+/// Requests are presented in whatever thread completes or forwards another: nothing
+/// is locked against itself, and everybody who waits is answered.
+pub(super) fn handed_over(stage: &mut Stage<'_>) -> Result<()> {
+    const ROUNDS: u32 = 4;
+    const READERS: usize = 6;
+    stage.boot_words("wdf=hand-over");
+    let client = stage.boot_with_driver()?;
+    for round in 1..=ROUNDS {
+        stage.must(&["start"])?;
+        // A finding a round, those of the earlier rounds at once.
+        let count = round.to_string();
+        let all = [
+            "watch",
+            "--all",
+            "--no-log",
+            "--count",
+            &count,
+            "--timeout",
+            "60",
+        ];
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            readers.push(stage.begin(&all)?);
+        }
+        // In the last round the finding and the readers come at the same time.
+        let delay = u64::from(ROUNDS - round) * 200;
+        thread::sleep(Duration::from_millis(delay));
+        client.start_service("pool_shellcode")?;
+        for reader in readers {
+            let output = reader.wait_with_output()?;
+            ensure!(
+                output.status.success(),
+                "round {round}: a reader ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        client.stop_service("pool_shellcode")?;
+        let parked = stage.begin(&["watch", "--no-log", "--timeout", "2"])?;
+        let mut others = vec![stage.begin(&["stop"])?];
+        for _ in 0..3 {
+            others.push(stage.begin(&["status"])?);
+        }
+        for other in others {
+            let output = other.wait_with_output()?;
+            ensure!(
+                output.status.success(),
+                "round {round}: stop or status ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let _ = parked.wait_with_output()?;
+        stage.witness_nothing()?;
+    }
+    stage.end()
+}
+
 /// Nobody reads: what cannot be kept is counted, the guest goes on, and the accounts
 /// balance.
 pub(super) fn never_reads(stage: &mut Stage<'_>) -> Result<()> {

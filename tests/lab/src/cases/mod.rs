@@ -584,6 +584,14 @@ const TABLE: &[Case] = &[
         run: callers::killed,
     },
     Case {
+        name: "handed-over",
+        about: "requests are presented in whatever thread completes another one",
+        on: On::Only("tigerlake", 2),
+        amd: Amd::Bochs,
+        long: false,
+        run: callers::handed_over,
+    },
+    Case {
         name: "nobody-reads",
         about: "findings that nobody reads: drops are counted, the guest goes on",
         on: On::Only("tigerlake", 2),

@@ -325,18 +325,24 @@ fn guard(watch: &Shared, process: &Process, broker: &Broker, deadline: Instant) 
 }
 
 /// The end of the serial log; if MiniNT stopped, from shortly before its first
-/// `***` line on, since the stack that follows is long.
+/// `***` line on, with the whole chain of calls but without the raw words of the
+/// stack.
 fn excerpt(console: &str) -> String {
     const BEFORE: usize = 6;
     const LINES: usize = 30;
+    const STOPPED_LINES: usize = 120;
     let lines: Vec<&str> = console.lines().collect();
-    let start = lines
-        .iter()
-        .position(|line| line.contains("] *** "))
-        .map_or(lines.len().saturating_sub(LINES), |at| {
-            at.saturating_sub(BEFORE)
-        });
-    lines[start..lines.len().min(start + LINES)].join("\n")
+    let Some(stop) = lines.iter().position(|line| line.contains("] *** ")) else {
+        return lines[lines.len().saturating_sub(LINES)..].join("\n");
+    };
+    let told = |line: &&&str| !line.contains("] stack ");
+    let from_stop = lines[stop.saturating_sub(BEFORE)..].iter();
+    let shown: Vec<&str> = from_stop
+        .filter(told)
+        .take(STOPPED_LINES)
+        .copied()
+        .collect();
+    shown.join("\n")
 }
 
 /// VM exits by reason, one line a processor.

@@ -29,6 +29,7 @@ use tree::Tree;
 static TREE: SpinLock<Tree> = SpinLock::new(Tree::new());
 
 const SERVICES: &str = "\\Registry\\Machine\\System\\CurrentControlSet\\Services";
+const CONTROL: &str = "\\Registry\\Machine\\System\\CurrentControlSet\\Control";
 /// `REG_SZ`.
 pub(crate) const REG_SZ: u32 = 1;
 /// `REG_EXPAND_SZ`.
@@ -54,6 +55,9 @@ pub(crate) fn start() {
     let build = crate::rtl::BUILD.to_string();
     let mut tree = TREE.lock();
     let _ = tree.create(SERVICES);
+    let _ = tree.create(CONTROL);
+    let options = wide(crate::hal::boot::cmdline());
+    tree.set(CONTROL, "SystemStartOptions", REG_SZ, options);
     let _ = tree.create("\\Registry\\Machine\\Hardware");
     let _ = tree.create("\\Registry\\User");
     let _ = tree.create(version);

@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use super::{callbacks, irql, nmi};
 use crate::hal::entry::TrapFrame;
 use crate::hal::{apic, boot, cpu, instr, power};
+use crate::ke::thread::STACK_BYTES;
 
 use crate::mm::paging;
 
@@ -21,7 +22,7 @@ const KMODE_EXCEPTION_NOT_HANDLED: u32 = 0x1E;
 /// Exit code of a machine that ends in a bugcheck.
 pub const EXIT_BUGCHECK: u8 = 0xBC;
 /// Words of the stack that are printed.
-const STACK_WORDS: usize = 160;
+const STACK_WORDS: usize = STACK_BYTES / 8;
 
 static OWNER: AtomicU32 = AtomicU32::new(u32::MAX);
 

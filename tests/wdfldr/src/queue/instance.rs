@@ -16,7 +16,10 @@ use wdk_standin::wdk_sys::{
     WDF_IO_QUEUE_CONFIG, WDFCONTEXT, WDFQUEUE, WDFREQUEST,
 };
 
-use super::state::{Dispatch, State};
+use super::{
+    hand_over,
+    state::{Dispatch, State},
+};
 use crate::{
     call::Call,
     nt::{event::Event, irp::Irp, irql, spinlock::SpinLock, worker::Worker},
@@ -119,6 +122,7 @@ pub(crate) fn arrive(queue: Handle, request: &Arc<Object>) {
         request::complete_by_framework(request, STATUS_INVALID_DEVICE_STATE);
         return;
     }
+    hand_over::wait();
     dispatch(&object);
 }
 
@@ -312,6 +316,15 @@ pub(crate) fn released(queue: Handle) {
         }
     }
     dispatch(&object);
+    if hand_over::on() {
+        let device = STORE.lock().get(inner.device).cloned();
+        let Ok(device) = device else { return };
+        if let Kind::Device(device) = &device.kind {
+            for other in device.queues().into_iter().filter_map(find) {
+                dispatch(&other);
+            }
+        }
+    }
 }
 
 /// Presents what may be presented.
